@@ -1,0 +1,1 @@
+"""Timings against peers; one file a journey, each run as `python -m benchmarks.NAME`. Never a test."""

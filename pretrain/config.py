@@ -1,0 +1,225 @@
+"""One pretraining run as data: model, batches, curriculum, optimizer, layout, housekeeping. The command line is this.
+
+Everything is checked before a process group exists: an impossible run dies at once, naming both numbers and the rule.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from xtrimo.config import GLMConfig, preset
+from xtrimo.errors import ConfigError
+from xtrimo.objectives import OBJECTIVES, ObjectiveConfig
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchConfig:
+    """How many tokens a step sees."""
+
+    row_length: int = 4096
+    """Most tokens in a packed row; a row is one micro-batch, and longer proteins are cropped to it."""
+    rows: int = 4
+    """Rows in a full batch, over all data-parallel ranks."""
+    cluster_balanced: bool = False
+    """Draw clusters, not proteins, with equal chance; needs a corpus built with a cluster file."""
+    start_rows: int = 0
+    """Rows of the first step when the batch ramps up; 0 starts with the full batch."""
+    ramp_increment: int = 0
+    """Rows added at each stage of the ramp."""
+    ramp_rows: int = 0
+    """Rows consumed by the whole ramp, shared equally by its stages."""
+
+    def __post_init__(self) -> None:
+        _require(self.row_length >= 16, f"row_length is {self.row_length}; a row needs at least 16 tokens")
+        _require(self.rows >= 1, f"rows is {self.rows}; a batch needs at least 1")
+        if self.start_rows:
+            steps = self.rows - self.start_rows
+            ok = steps > 0 < self.ramp_increment and steps % self.ramp_increment == 0 and self.ramp_rows > 0
+            _require(ok, f"the ramp from {self.start_rows} to {self.rows} rows by {self.ramp_increment} over"
+                         f" {self.ramp_rows} rows does not close: rows - start_rows must be a positive multiple of"
+                         " ramp_increment, and ramp_rows positive")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumConfig:
+    """Two stages: masked language modelling alone, then the mixture, with a linear ramp between.
+
+    The published 100B run was unstable where it switched objectives; a smooth change of the mixing ratio cured it.
+    """
+
+    mlm_tokens: int = 0
+    """Tokens of the first stage, MLM only (a model without MLM skips it)."""
+    ramp_tokens: int = 0
+    """Tokens over which the mixture fades in."""
+    mlm_share: float = 0.2
+    """Share of MLM in the second stage; the rest goes to gMASK, sMASK or causal."""
+    smask_share: float = 0.2
+    """Share of sMASK in the second stage."""
+
+    def __post_init__(self) -> None:
+        _require(min(self.mlm_tokens, self.ramp_tokens) >= 0, "mlm_tokens and ramp_tokens must not be negative")
+        _require(
+            self.mlm_share >= 0 and self.smask_share >= 0 and self.mlm_share + self.smask_share <= 1,
+            f"mlm_share {self.mlm_share} and smask_share {self.smask_share} must be in 0..1 and not exceed 1 together",
+        )
+
+    def final_shares(self, model: GLMConfig) -> dict[str, float]:
+        """Share of each objective in the second stage; shares of objectives the model lacks go to the others."""
+        rest = 1 - self.mlm_share - self.smask_share
+        shares = {"mlm": self.mlm_share, "smask": self.smask_share, "gmask": rest, "causal": rest}
+        if "gmask" in model.objectives:  # causal is gmask without a source: one of them takes the rest
+            shares["causal"] = 0.0
+        known = {name: shares[name] if name in model.objectives else 0.0 for name in OBJECTIVES}
+        total = sum(known.values())
+        _require(total > 0, f"no share is left for the model's objectives {model.objectives}")
+        return {name: share / total for name, share in known.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with decoupled decay (none on biases and norms), linear warm-up and cosine decay."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    min_learning_rate_ratio: float = 0.1
+    """Last learning rate, as a share of the peak."""
+    warmup_ratio: float = 0.025
+    """Share of the steps that warm up."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices."""
+    beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    beta2: float = 0.95
+    """Decay of Adam's second moment."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm."""
+    embedding_gradient: float = 0.1
+    """Scale of the gradient that reaches the input embedding (GLM-130B's embedding-gradient shrink)."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be positive")
+        for name in ("min_learning_rate_ratio", "warmup_ratio", "embedding_gradient"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be in 0..1")
+        _require(self.clip_norm > 0, f"clip_norm is {self.clip_norm}; it must be positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How the ranks share the work; what tensor and pipeline do not use is data parallel."""
+
+    tensor_degree: int = 1
+    """Ranks that split each weight."""
+    pipeline_degree: int = 1
+    """Ranks that split the layers."""
+    distributed_optimizer: bool = False
+    """Shard optimizer state over the data-parallel ranks (ZeRO-1)."""
+
+    def data_degree(self, world_size: int) -> int:
+        """Data-parallel ranks of a job of `world_size` ranks.
+
+        Raises:
+            ConfigError: with the sum spelled out, when the ranks do not divide.
+        """
+        shard = self.tensor_degree * self.pipeline_degree
+        _require(
+            min(self.tensor_degree, self.pipeline_degree) >= 1 and world_size % shard == 0,
+            f"{world_size} ranks cannot hold tensor {self.tensor_degree} x pipeline {self.pipeline_degree} = {shard}"
+            " ranks a replica; use a multiple",
+        )
+        return world_size // shard
+
+    def check(self, model: GLMConfig) -> None:
+        """Refuse a model that these degrees cannot split."""
+        for name in ("num_heads", "ffn_size", "vocab_size"):
+            size, degree = getattr(model, name), self.tensor_degree
+            _require(size % degree == 0, f"{name} {size} is not a multiple of tensor_degree {degree}, which splits it")
+        _require(
+            model.num_layers % self.pipeline_degree == 0,
+            f"num_layers {model.num_layers} is not a multiple of pipeline_degree {self.pipeline_degree}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """A pretraining run. The same command on an existing run folder resumes it."""
+
+    corpus: Path
+    """Corpus directory written by `xtrimo corpus`."""
+    run: Path
+    """Run folder: config, checkpoints, metrics."""
+    model: str = "glm-8m"
+    """Preset: glm-1m, glm-8m, glm-35m, glm-150m, or the shape of a published checkpoint (see xtrimo/config.py)."""
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    seed: int = 0
+    """Draws weights, data order and masks."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of weights and activations; the optimizer keeps fp32 copies under bf16."""
+    validate_every: int = 100
+    """Steps between validations; 0 validates only at the end."""
+    valid_tokens: int = 50_000
+    """Tokens of held-out proteins per objective and validation."""
+    save_every: int = 100
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Checkpoints kept, the newest ones."""
+    log_every: int = 10
+    """Steps between log lines and metrics."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "keep", "log_every", "save_every"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        self.parallel.check(self.glm)
+        self.curriculum.final_shares(self.glm)
+
+    @property
+    def glm(self) -> GLMConfig:
+        """The model as this run trains it: the preset, with its row length and reading directions."""
+        ratio = self.objective.reverse_ratio
+        asked = ("forward",) * (ratio < 1) + ("reverse",) * (ratio > 0)
+        known = preset(self.model)
+        directions = tuple(direction for direction in asked if direction in known.directions)
+        return dataclasses.replace(known, max_length=self.batch.row_length, directions=directions or known.directions)
+
+    def check_ranks(self, world_size: int) -> int:
+        """Data-parallel degree of a job of `world_size` ranks; refuses batches it cannot share equally."""
+        degree = self.parallel.data_degree(world_size)
+        batch = self.batch
+        sizes = {batch.rows, *((batch.start_rows, batch.ramp_increment) if batch.start_rows else ())}
+        for size in sorted(sizes):
+            _require(size % degree == 0, f"{size} rows cannot be shared equally by {degree} data-parallel ranks")
+        return degree
+
+    def to_json(self) -> str:
+        """The config as a file of the run folder, with the model spelled out."""
+        return json.dumps({**dataclasses.asdict(self), "glm": self.glm.to_dict()}, indent=1, default=str) + "\n"
+
+    def what_fixes_the_run(self) -> dict[str, Any]:
+        """The part that a resumed run must share with the run it continues: all but places, rhythm and layout."""
+        free = {
+            "run",
+            "corpus",
+            "steps",
+            "validate_every",
+            "valid_tokens",
+            "save_every",
+            "keep",
+            "log_every",
+            "parallel",
+        }
+        facts: dict[str, Any] = json.loads(self.to_json())
+        return {name: value for name, value in facts.items() if name not in free}

@@ -1,0 +1,156 @@
+"""A model beside residue n-grams on the same held-out labels: mean nats, each with a bootstrap interval over clusters.
+
+The rows are those that training validates on (same proteins, same masks), without the labels that ngrams.py leaves
+out, the closing words among them. That no closing word comes is given to both sides: the model's softmax runs over all
+rows but `<eos>` and `<eop>`, as a span's end is a quarter of its labels, and the n-grams know residues alone. So the
+numbers differ from the run's own validation. The proteins of a cluster are no independent
+evidence, so whole clusters are drawn again. A corpus built without a cluster file has every protein as its own cluster,
+and its intervals do not know of close relatives.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+
+from pretrain.config import BatchConfig, PretrainConfig
+from pretrain.corpus import Corpus
+from pretrain.data import random_stream, validation_rows
+from pretrain.ngrams import ORDERS, Ngrams, fit_ngrams, residue_labels
+from xtrimo.config import PRESETS, GLMConfig
+from xtrimo.errors import ConfigError, CorpusError
+from xtrimo.model import GLM
+from xtrimo.objectives import ObjectiveConfig
+from xtrimo.packing import Row
+from xtrimo.tokens import EOP, EOS
+
+JUDGED = ("model", *ORDERS)
+_DRAWS = 2000
+
+Sums = Float64[np.ndarray, "group column"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A mean and its 95 % bootstrap interval, nats per residue label."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """One objective's held-out result."""
+
+    objective: str
+    num_labels: int
+    num_proteins: int
+    num_clusters: int
+    nats: dict[str, Estimate]
+    """By JUDGED: the model and each n-gram order."""
+    gain: dict[str, Estimate]
+    """By ORDERS: nats of the n-gram less the model's, on the same draws; above 0 the model is better."""
+
+
+def validation_config(model: GLMConfig, corpus: Path, *, seed: int, valid_tokens: int) -> PretrainConfig:
+    """The run whose validation rows fit `model`, as far as they depend on it.
+
+    Raises:
+        ConfigError: if the model has not the shape of a preset.
+    """
+    reverse_ratio = ObjectiveConfig().reverse_ratio if "reverse" in model.directions else 0.0
+    for name, known in PRESETS.items():
+        if _fixed(known) == _fixed(model):
+            return PretrainConfig(
+                corpus=corpus, run=corpus, model=name, seed=seed, valid_tokens=valid_tokens,
+                batch=BatchConfig(row_length=model.max_length), objective=ObjectiveConfig(reverse_ratio=reverse_ratio),
+            )  # fmt: skip
+    raise ConfigError(f"the model has the shape of none of {', '.join(PRESETS)}, so its validation rows are not known")
+
+
+def _fixed(model: GLMConfig) -> dict[str, Any]:
+    """What training leaves as the preset has it."""
+    free = ("max_length", "directions", "licence", "source")
+    return {name: value for name, value in model.to_dict().items() if name not in free}
+
+
+def compare(model: GLM, config: PretrainConfig) -> list[Comparison]:
+    """Judge `model` on the validation rows of `config`, beside n-grams fitted on the corpus's training proteins.
+
+    Raises:
+        CorpusError: if the corpus holds nothing out.
+    """
+    corpus = Corpus.open(config.corpus)
+    if not len(corpus.valid):
+        raise CorpusError(f"{corpus.path} has no held-out proteins; build it with --valid-ratio above 0")
+    ngrams = fit_ngrams(corpus.train)
+    clusters = corpus.valid.clusters[random_stream(config.seed, 0).permutation(len(corpus.valid))]  # in the rows' order
+    out = []
+    for objective, rows in validation_rows(corpus, config).items():
+        proteins = np.concatenate([protein_sums(model, ngrams, row) for row in rows])
+        out.append(_summary(objective, proteins, clusters[: len(proteins)]))
+    return out
+
+
+def protein_sums(model: GLM, ngrams: Ngrams, row: Row) -> Sums:
+    """For each segment of a row the summed nats of its residue labels under each of JUDGED, then their number."""
+    nats = model_nats(model, row)
+    return np.array(
+        [[nats[labels.tokens].sum(), *ngrams.nats(labels).sum(1), len(labels.tokens)] for labels in residue_labels(row)]
+    )
+
+
+def model_nats(model: GLM, row: Row) -> Float64[np.ndarray, "token"]:
+    """Negative log-likelihood of each label, given that it closes nothing; meaningless where it does, or is none."""
+    tokens, positions, segments, labels = (
+        torch.as_tensor(part, device=model.device) for part in (row.tokens, row.positions, row.segments, row.labels)
+    )
+    with torch.inference_mode():
+        logits = model(tokens, positions, segments).double()
+        logits[:, [EOS, EOP]] = -torch.inf
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none").cpu().numpy()
+
+
+def _summary(objective: str, proteins: Sums, clusters: Int64[np.ndarray, "protein"]) -> Comparison:
+    names, cluster = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(names), proteins.shape[1]))
+    np.add.at(sums, cluster, proteins)
+    drawn = np.concatenate((sums.sum(0, keepdims=True), bootstrap(sums)))
+    means = drawn[:, :-1] / drawn[:, -1:]
+    nats = {name: _estimate(means[:, i]) for i, name in enumerate(JUDGED)}
+    gain = {name: _estimate(means[:, i] - means[:, 0]) for i, name in enumerate(JUDGED) if i}
+    return Comparison(
+        objective=objective, num_labels=round(proteins[:, -1].sum()), num_proteins=len(proteins),
+        num_clusters=len(names), nats=nats, gain=gain,
+    )  # fmt: skip
+
+
+def bootstrap(sums: Sums, seed: int = 0) -> Float64[np.ndarray, "draw column"]:
+    """Sums over as many clusters as there are, drawn with replacement, many times."""
+    num_clusters = len(sums)
+    chosen = np.random.default_rng(seed).multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), _DRAWS)
+    return chosen @ sums
+
+
+def _estimate(means: Float64[np.ndarray, "draw"]) -> Estimate:
+    """The first value is that of the data themselves."""
+    low, high = np.percentile(means[1:], (2.5, 97.5)).tolist()
+    return Estimate(mean=float(means[0]), low=low, high=high)
+
+
+def markdown(comparisons: list[Comparison]) -> str:
+    """A table with one row an objective."""
+    titles = ("objective", "labels", "proteins", "model", *ORDERS, *(f"below {name}" for name in ORDERS[::2]))
+    lines = [" | ".join(titles), " | ".join("---" for _ in titles)]
+    for result in comparisons:
+        counts = (result.objective, f"{result.num_labels:,}", f"{result.num_proteins:,}")
+        gains = (result.gain[name] for name in ORDERS[::2])
+        lines.append(" | ".join((*counts, *map(str, result.nats.values()), *map(str, gains))))
+    return "\n".join(f"| {line} |" for line in lines)

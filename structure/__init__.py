@@ -1,0 +1,1 @@
+"""From sequence to coordinates: the folder of the structure model."""

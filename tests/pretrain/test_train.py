@@ -1,0 +1,153 @@
+"""The trainer through its real entry points: it learns, survives a kill, resumes bitwise, exports what it trained."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import xtrimo
+from pretrain import checkpoint
+from pretrain.config import BatchConfig, OptimizerConfig, PretrainConfig
+from pretrain.export import ExportConfig, export
+from xtrimo.errors import CheckpointError
+from xtrimo.testing import run_distributed, toy_sequences
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    from pretrain.corpus_building import CorpusConfig, build_corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    fasta = folder / "in.fasta"
+    # a biased composition, so that a few steps have something to learn
+    fasta.write_text(
+        "".join(f">{i}\n{s.replace('W', 'L').replace('C', 'L')}\n" for i, s in enumerate(toy_sequences(300)))
+    )
+    build_corpus(CorpusConfig(inputs=(fasta,), out=folder / "corpus", min_length=5, valid_ratio=0.1))
+    return folder / "corpus"
+
+
+def flags(corpus: Path, run: Path) -> list[str]:
+    return [
+        "--corpus", str(corpus), "--run", str(run), "--model", "glm-1m", "--steps", str(STEPS), "--log-every", "1",
+        "--save-every", "2", "--validate-every", "3", "--valid-tokens", "500", "--batch.rows", "1",
+        "--batch.row-length", "256", "--optimizer.learning-rate", "3e-3",
+    ]  # fmt: skip
+
+
+def train_with(rank: int, args: list[str]) -> None:
+    from pretrain.train import main
+
+    main(args)
+
+
+def losses(run: Path) -> dict[tuple[str, int], list[float]]:
+    """All loss figures of a run by (split, step), in order of writing; a step twice would show as a missing one."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    out = {(x["split"], x["step"]): [v for k, v in x.items() if k.startswith(("nats_", "loss"))] for x in lines}
+    assert len(out) == len(lines)
+    return out
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "unbroken"
+    run_distributed(train_with, 1, flags(corpus, run))
+    return run
+
+
+def test_loss_goes_down(unbroken):
+    found = losses(unbroken)
+    assert found["train", STEPS][0] < found["train", 1][0] - 0.3
+
+
+def test_run_folder_is_complete(unbroken):
+    assert checkpoint.steps(unbroken / "checkpoints") == [4, 6]
+    assert list((unbroken / "tensorboard").glob("events.*"))
+    metrics = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    assert {"residues_per_second", "mfu", "seconds_left", "gradient_norm", "lr"} <= set(metrics[0])
+    assert {"nats_mlm", "nats_gmask", "nats_smask", "ppl_mlm"} <= set(metrics[-1])
+
+
+def test_killed_run_resumes_bitwise(corpus, unbroken, tmp_path):
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "xtrimo", "pretrain", *flags(corpus, run)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.steps(run / "checkpoints") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = checkpoint.steps(run / "checkpoints")
+    assert done and done[-1] < STEPS, "the run was to be killed in the middle"
+    (run / "checkpoints" / ".step-00000099.tmp").mkdir()  # what a kill during a save leaves behind
+    run_distributed(train_with, 1, flags(corpus, run))
+    assert losses(run) == losses(unbroken)
+
+
+def test_finished_run_validates_again_and_stops(corpus, unbroken):
+    before = losses(unbroken)
+    run_distributed(train_with, 1, flags(corpus, unbroken))
+    assert losses(unbroken) == before
+
+
+def test_other_settings_do_not_resume(corpus, unbroken):
+    with pytest.raises(RuntimeError, match=r"CheckpointError.*trained with other settings.*seed: saved 0, asked 1"):
+        run_distributed(train_with, 1, [*flags(corpus, unbroken), "--seed", "1"])
+
+
+def logits_of_checkpoint(rank: int, run: Path, corpus: Path, row) -> np.ndarray:
+    from pretrain.parallel import process_groups
+    from pretrain.trainer import Trainer
+
+    config = PretrainConfig(
+        corpus=corpus, run=run, model="glm-1m", steps=STEPS, batch=BatchConfig(rows=1, row_length=256),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+    )  # fmt: skip
+    with process_groups(config), torch.no_grad():
+        trainer = Trainer(config)
+        assert checkpoint.load(trainer, run / "checkpoints") == STEPS
+        return trainer.core(*map(torch.from_numpy, (row.tokens, row.positions, row.segments))).numpy()
+
+
+def test_export_gives_the_trained_logits(corpus, unbroken, tmp_path):
+    from pretrain.corpus import Corpus
+    from pretrain.data import validation_rows
+
+    config = PretrainConfig(corpus=corpus, run=unbroken, model="glm-1m", batch=BatchConfig(rows=1, row_length=256))
+    rows = validation_rows(Corpus.open(corpus), config)
+    assert export(ExportConfig(run=unbroken, out=tmp_path / "model")) == STEPS
+    model = xtrimo.load(tmp_path / "model")
+    for row in (rows["mlm"][0], rows["gmask"][0], rows["smask"][0]):
+        [expected] = run_distributed(logits_of_checkpoint, 1, unbroken, corpus, row)
+        with torch.no_grad():
+            got = model(*map(torch.from_numpy, (row.tokens, row.positions, row.segments)))
+        np.testing.assert_allclose(got.numpy(), expected, atol=1e-5, rtol=0)
+
+
+def test_export_needs_torch_alone(unbroken, tmp_path):
+    code = (
+        "import sys; sys.modules['megatron'] = None\n"
+        "from pretrain.export import main\n"
+        f"main([{str(unbroken)!r}, {str(tmp_path / 'model')!r}, '--step', '4'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "after 4 steps" in done.stdout and xtrimo.load(tmp_path / "model").config.num_layers == 6
+
+
+def test_export_names_the_checkpoints_there_are(unbroken, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3; it has \[4, 6\]"):
+        export(ExportConfig(run=unbroken, out=tmp_path / "model", step=3))
+    with pytest.raises(CheckpointError, match="it has none"):
+        export(ExportConfig(run=tmp_path, out=tmp_path / "model"))

@@ -1,0 +1,87 @@
+"""The README's commands, run as a reader would: in order, in one folder, with less data and fewer steps."""
+
+import csv
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+
+from xtrimo.fasta import read_fasta, write_fasta
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+NUM_PROTEINS = 80
+SMALLER = {
+    "--steps 500": "--steps 3 --valid-tokens 1000",
+    "--num 16": "--num 16 --max-length 40",
+    "--num 4": "--num 4 --max-length 40",
+}
+
+
+def run(kind: str, code: str, folder: Path) -> str:
+    """Standard output of a block, run in `folder`."""
+    for large, small in SMALLER.items():
+        code = code.replace(large, small)
+    command = ["bash", "-euc", code] if kind == "bash" else [sys.executable, "-c", code]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert done.returncode == 0, f"{code}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every block has run; stdout.txt holds what the Python block said."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").mkdir()
+    records = itertools.islice(read_fasta(ROOT / "examples/proteins.fasta.gz"), NUM_PROTEINS)
+    write_fasta(folder / "examples/proteins.fasta.gz", records)
+    for kind, code in BLOCKS:
+        if kind in ("bash", "python"):
+            (folder / "stdout.txt").write_text(run(kind, code, folder))
+    return folder
+
+
+def test_every_block_is_run_or_a_make_target() -> None:
+    assert [kind for kind, _ in BLOCKS] == ["console", "bash", "bash", "bash", "python"]
+    targets = re.findall(r"^make (\w+)", BLOCKS[0][1], flags=re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets == ["demo", "test"] and all(f"\n{target}:" in makefile for target in targets)
+    assert all(large in README for large in SMALLER)
+
+
+def test_understand(folder: Path) -> None:
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    with h5py.File(folder / "embeddings.h5") as embeddings:
+        assert len(rows) == len(embeddings) == NUM_PROTEINS
+        assert all(dataset.shape == (128,) for dataset in embeddings.values())
+
+
+def test_design(folder: Path) -> None:
+    assert len(list(read_fasta(folder / "new.fasta"))) == 16
+    assert all(record.sequence.startswith("MKTAYIAKQR") for record in read_fasta(folder / "continued.fasta"))
+
+
+def test_python(folder: Path) -> None:
+    *proteins, shape = (folder / "stdout.txt").read_text().splitlines()
+    assert [line.split()[0] for line in proteins] == ["s0001", "s0002", "s0003", "s0004"]
+    assert shape == "(22, 128)"
+
+
+def test_links() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\|.*\|$", README, flags=re.MULTILINE)[2:])
+def test_results_name_the_file_that_gives_them(line: str) -> None:
+    scripts = re.findall(r"(?:python -m |make |xtrimo )([\w.]+)", line)
+    assert scripts, line
+    for script in scripts:
+        assert (ROOT / f"{script.replace('.', '/')}.py").exists() or script == "demo", line

@@ -1,0 +1,101 @@
+"""The `xtrimo` command: one table of verbs, each imported only when it is called.
+
+This is the only place in xtrimo that names the folders above it, and it holds them as strings.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from xtrimo import __version__
+from xtrimo.errors import MissingExtraError, XtrimoError
+
+FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+Run = Callable[[Sequence[str]], None]  # reads its own flags, does the work, raises XtrimoError on bad input
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, what `xtrimo --help` says of it, and the extra that installs what it needs."""
+
+    target: str
+    summary: str
+    extra: str = ""
+
+
+VERBS = {
+    "corpus": Verb("pretrain.build_corpus:main", "FASTA files to a token corpus, split into train and valid"),
+    "pretrain": Verb("pretrain.train:main", "train a GLM on a corpus; on an existing run folder: resume", "pretrain"),
+    "export": Verb("pretrain.export:main", "a training run to a model directory"),
+    "generate": Verb("generate.sampler:main", "draw new proteins from a model"),
+    "score": Verb("xtrimo.scoring:main", "likelihood of each protein under a model"),
+    "embed": Verb("xtrimo.embedding:main", "hidden states of each protein, per residue or pooled"),
+    "info": Verb("xtrimo.info:main", "what is in a model directory, a corpus or a preset"),
+}
+
+
+def usage() -> str:
+    """The text of `xtrimo --help`."""
+    rows = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    return f"usage: xtrimo VERB [flags]\n\n{rows}\n\nxtrimo VERB --help lists the flags of a verb. xtrimo {__version__}"
+
+
+def find(name: str) -> Run:
+    """Import the function behind a verb.
+
+    Raises:
+        MissingExtraError: when a package outside this project is not installed, naming how to get it.
+    """
+    verb = VERBS[name]
+    module, _, function = verb.target.partition(":")
+    try:
+        run: Run = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in {ours.target.partition(".")[0] for ours in VERBS.values()}:
+            raise  # a file of ours: our own bug, which deserves its traceback
+        package = f"xtrimo[{verb.extra}]" if verb.extra else "xtrimo"
+        raise MissingExtraError(
+            f"xtrimo {name} needs {missing}, which is not installed; run: pip install '{package}'"
+        ) from error
+    return run
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status. XTRIMO_DEBUG=1 shows the traceback of an expected error."""
+    # Threads that spin while they wait steal the core of the thread they wait for; read once, when torch loads OpenMP.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+    try:
+        try:
+            if name in ("-h", "--help", "--version"):
+                print(__version__ if name == "--version" else usage())
+            elif name in VERBS:
+                from xtrimo.log import configure
+
+                configure()
+                find(name)(rest)
+            else:
+                raise XtrimoError(f"no verb {name!r}; known: {', '.join(VERBS)}")
+        finally:
+            sys.stdout.flush()  # a reader that has gone shows here, not while Python shuts down
+    except XtrimoError as error:
+        if os.environ.get("XTRIMO_DEBUG") == "1":
+            raise
+        print(f"xtrimo: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `xtrimo ... | head`; what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return 0
+
+
+if __name__ == "__main__":
+    # `python -m` puts the working directory first, where a user's generate.py would hide our folder of that name.
+    if not sys.flags.safe_path:
+        sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.exit(main())

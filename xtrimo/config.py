@@ -1,0 +1,172 @@
+"""What a GLM is: its shape, its rotary layout, and what it was trained to do. PRESETS holds every shape by name.
+
+A model directory's `config.json` is this dataclass, so every verb asks the model, never its name: which objectives it
+knows, how a prompt is written, which reading directions it has seen, under which licence its weights stand.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from xtrimo.errors import ConfigError
+from xtrimo.tokens import CONTROL_WORDS, VOCAB_SIZE
+
+Objective = Literal["mlm", "gmask", "smask", "causal"]
+Rotary = Literal["1d", "2d"]
+Direction = Literal["forward", "reverse"]
+GENERATIVE: tuple[Objective, ...] = ("gmask", "causal")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GLMConfig:
+    """Shape and training facts of one GLM. Impossible combinations raise ConfigError."""
+
+    num_layers: int
+    """Transformer blocks; also sets the DeepNorm residual scale alpha = sqrt(2 * num_layers)."""
+    hidden_size: int
+    """Width of the residual stream."""
+    num_heads: int
+    """Attention heads; hidden_size must be a multiple of it."""
+    ffn_size: int
+    """Inner width of the GEGLU; the first linear is twice as wide."""
+    rotary: Rotary = "2d"
+    """1d: place in the chain. 2d: half of each head turns by the place in the chain, half by that in the span."""
+    objectives: tuple[Objective, ...] = ("mlm", "gmask", "smask")
+    """What the weights were trained on."""
+    directions: tuple[Direction, ...] = ("forward", "reverse")
+    """Reading directions seen in generation; "reverse" needs the control word <rev>."""
+    max_length: int = 2048
+    """Longest training row, tokens. Longer input runs, with a warning."""
+    vocab_size: int = VOCAB_SIZE
+    """Rows of the embedding and of the output layer."""
+    control_words: tuple[str, ...] = CONTROL_WORDS
+    """Our words in the free vocabulary rows, from row 36."""
+    rotary_base: float = 10000.0
+    """Base of the rotary frequencies."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance in each LayerNorm."""
+    initializer_std: float = 0.02
+    """Standard deviation of the freshly drawn embedding and output rows."""
+    licence: str = "Apache-2.0"
+    """Licence of the weights."""
+    source: str = ""
+    """Where the weights come from, one line."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "num_heads", "ffn_size", "max_length", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}, which share it equally"
+            )
+        if self.rotary not in get_args(Rotary):
+            raise ConfigError(f"rotary is {self.rotary!r}; it must be 1d or 2d")
+        pairs = 4 if self.rotary == "2d" else 2
+        if self.head_dim % pairs:
+            raise ConfigError(
+                f"head_dim {self.head_dim} is not a multiple of {pairs}, which {self.rotary} rotary needs"
+            )
+        for name, known in (("objectives", get_args(Objective)), ("directions", get_args(Direction))):
+            if not getattr(self, name) or set(getattr(self, name)) - set(known):
+                raise ConfigError(f"{name} {getattr(self, name)} must be some of {', '.join(known)}")
+        if self.rotary == "1d" and self.objectives not in (("mlm",), ("causal",)):
+            raise ConfigError(
+                f"1d rotary cannot train {self.objectives}: with one position channel it is mlm alone, or causal alone"
+                " (empty source); gmask and smask need the second to tell a target from its place; use rotary 2d"
+            )
+        if "reverse" in self.directions and "<rev>" not in self.control_words:
+            raise ConfigError("directions name reverse but control_words lack <rev>, which marks it")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def alpha(self) -> float:
+        """DeepNorm residual scale, sqrt(2L) (GLM-130B, section 2.1)."""
+        return math.sqrt(2 * self.num_layers)
+
+    @property
+    def beta(self) -> float:
+        """DeepNorm gain of the initial value, output and feed-forward weights, 1/sqrt(2L)."""
+        return 1 / self.alpha
+
+    @property
+    def prompt_style(self) -> Literal["gmask", "none"]:
+        """gmask: generation starts from `<gmask><sop><eos>`; none: the model only fills masks."""
+        return "gmask" if set(self.objectives) & set(GENERATIVE) else "none"
+
+    @property
+    def num_params(self) -> int:
+        """Number of weights: embedding, blocks, final norm, untied output layer without bias."""
+        h, f = self.hidden_size, self.ffn_size
+        attention = 3 * h * h + 3 * h + h * h + h
+        mlp = h * 2 * f + 2 * f + f * h + h
+        return 2 * self.vocab_size * h + self.num_layers * (attention + mlp + 4 * h) + 2 * h
+
+    def flops_per_token(self, length: float) -> float:
+        """Multiply-adds (counted as 2) of one forward pass per token, in a segment of `length` tokens seen in full.
+
+        A training step costs three times this. Attention counts 4 * length * hidden_size a layer, unhalved for causal.
+        """
+        h, f = self.hidden_size, self.ffn_size
+        return self.num_layers * (2 * (4 * h * h + 3 * h * f) + 4 * length * h) + 2 * self.vocab_size * h
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "GLMConfig":
+        """The inverse of `to_dict`, also after a trip through JSON, which turns tuples into lists.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+        """
+        tuples: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+        return cls(**tuples)
+
+
+def _published(layers: int, hidden: int, heads: int, ffn: int, objective: Objective, **changes: Any) -> GLMConfig:
+    facts: dict[str, Any] = dict(
+        num_layers=layers, hidden_size=hidden, num_heads=heads, ffn_size=ffn, rotary="1d", objectives=(objective,),
+        directions=("forward",), max_length=1024, control_words=(), licence="CC-BY-NC-4.0",
+        source="shape of a published ProteinGLM checkpoint",
+    )  # fmt: skip
+    return GLMConfig(**(facts | changes))
+
+
+def _ours(layers: int, hidden: int, ffn: int) -> GLMConfig:
+    return GLMConfig(num_layers=layers, hidden_size=hidden, num_heads=hidden // 64, ffn_size=ffn)
+
+
+# Ours: head_dim 64, even layers and heads, ffn the multiple of 64 nearest to 8/3 of the width, so that any
+# tensor-parallel degree up to the head count divides them.
+PRESETS: dict[str, GLMConfig] = {
+    "glm-1m": _ours(6, 128, 320),
+    "glm-8m": _ours(10, 256, 704),
+    "glm-35m": _ours(12, 512, 1344),
+    "glm-150m": _ours(20, 768, 2048),
+    "proteinglm-1b": _published(24, 2048, 32, 5461, "mlm"),
+    "proteinglm-3b": _published(36, 2560, 40, 6832, "mlm"),
+    "proteinglm-7b": _published(36, 4096, 32, 10922, "causal"),
+    "proteinglm-10b": _published(47, 4352, 34, 11605, "mlm"),
+    "xtrimopglm-100b": _published(
+        72, 10240, 80, 31744, "mlm", objectives=("mlm", "gmask"), rotary="2d", max_length=2048
+    ),
+}
+
+
+def preset(name: str) -> GLMConfig:
+    """The config called `name`.
+
+    Raises:
+        ConfigError: listing the known names.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,29 @@
+"""The errors a user can meet. Each message says what we got, what we expected, and what to do about it."""
+
+
+class XtrimoError(Exception):
+    """Every error that xtrimo raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(XtrimoError, ValueError):
+    """A configuration that cannot work; the message names both numbers and the rule they break."""
+
+
+class SequenceError(XtrimoError, ValueError):
+    """A sequence that is not a protein: empty, nucleotide, or with letters outside the vocabulary."""
+
+
+class FastaError(XtrimoError, ValueError):
+    """A FASTA file that cannot be read; the message names the file and the line."""
+
+
+class CorpusError(XtrimoError):
+    """A token corpus that is missing, half-written, or altered."""
+
+
+class CheckpointError(XtrimoError):
+    """A model directory or training checkpoint that is missing, truncated, or altered."""
+
+
+class MissingExtraError(XtrimoError, ImportError):
+    """An optional dependency is not installed; the message names the extra to install."""

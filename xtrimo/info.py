@@ -1,0 +1,165 @@
+"""What is at a path: a model directory, a corpus, a training run or a FASTA file; or what a preset's name stands for.
+
+It reads what the files say of themselves and verifies none of it: loading does that.
+"""
+
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tyro.conf import Positional
+
+from xtrimo.config import PRESETS, GLMConfig
+from xtrimo.errors import XtrimoError
+from xtrimo.fasta import NUCLEOTIDES, parse_fasta
+from xtrimo.tokens import RESIDUES
+
+Facts = Iterator[tuple[str, str]]
+
+
+class Kind(NamedTuple):
+    """A sort of directory: the file that gives it away, and how to describe it."""
+
+    name: str
+    mark: str
+    describe: Callable[[Path], Facts]
+
+
+def facts(path: str) -> Facts:
+    """(name, value) of all there is to say, the kind first.
+
+    Raises:
+        XtrimoError: there is nothing there, or nothing of ours.
+    """
+    place = Path(path)
+    if place.is_file():
+        yield "kind", "FASTA file"
+        yield from _fasta(place)
+    elif place.is_dir():
+        kind = next((kind for kind in KINDS if (place / kind.mark).is_file()), None)
+        if kind is None:
+            marks = ", ".join(f"{kind.mark} ({kind.name})" for kind in KINDS)
+            raise XtrimoError(f"{path} is none of our directories; expected one that holds {marks}")
+        yield "kind", kind.name
+        yield from kind.describe(place)
+    elif path in PRESETS:
+        yield "kind", "preset"
+        yield from _shape(PRESETS[path])
+    else:
+        raise XtrimoError(
+            f"there is nothing at {path}; give a model directory, a corpus, a run, a FASTA file, or one of the presets"
+            f" {', '.join(PRESETS)}"
+        )
+
+
+def _shape(config: GLMConfig) -> Facts:
+    yield "parameters", f"{config.num_params:,}"
+    yield "blocks", str(config.num_layers)
+    yield "width", f"{config.hidden_size}, {config.num_heads} heads of {config.head_dim}, GEGLU {config.ffn_size}"
+    yield "rotary", config.rotary
+    yield "objectives", ", ".join(config.objectives)
+    yield "directions", ", ".join(config.directions)
+    yield "prompt style", config.prompt_style
+    yield "control words", " ".join(config.control_words) or "none"
+    yield "training row", f"{config.max_length} tokens"
+    yield "licence", config.licence
+    yield "source", config.source or "not stated"
+
+
+def _model(directory: Path) -> Facts:
+    from safetensors import SafetensorError, safe_open
+
+    from xtrimo.checkpoint import read_config  # brings torch, which the other kinds do without
+
+    config, files = read_config(directory)
+    yield from _shape(config)
+    dtypes: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(directory / file, framework="numpy") as weights:
+                dtypes |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise XtrimoError(f"{directory / file} cannot be read ({error}); copy the model directory again") from error
+    yield "dtype", ", ".join(sorted(dtypes))
+    yield "bytes", f"{sum(entry['bytes'] for entry in files.values()):,} in {len(files)} weights file(s)"
+
+
+def _corpus(directory: Path) -> Facts:
+    path = directory / "meta.json"
+    meta = _json(path)
+    try:
+        yield "format", meta["format"]
+        for split in ("train", "valid"):
+            counts = (f"{meta[split][f'num_{of}']:,} {of}" for of in ("proteins", "residues", "clusters"))
+            yield split, ", ".join(counts)
+        yield "split rule", meta["split_rule"]
+        for source in meta["sources"]:
+            fates = (f"{key} {num:,}" for key, num in source.items() if isinstance(num, int) and num)
+            yield f"source {source['name']}", ", ".join((f"weight {source['weight']:.3g}", *fates))
+    except (KeyError, TypeError) as error:
+        raise XtrimoError(f"{path} is not the meta.json of a corpus (it lacks {error}); see `xtrimo corpus`") from error
+
+
+def _run(directory: Path) -> Facts:
+    config = directory / "config.json"
+    if config.is_file():
+        yield from ((key, json.dumps(value)) for key, value in _json(config).items())
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    yield "metrics", f"{len(lines):,} records"
+    if lines:
+        yield "last", lines[-1]
+
+
+def _fasta(path: Path) -> Facts:
+    lengths = array("q")
+    num_bases = num_unknown = 0
+    for _, record in parse_fasta(path, force=True):
+        lengths.append(len(record.sequence))
+        num_bases += sum(map(record.sequence.count, NUCLEOTIDES))
+        num_unknown += not set(RESIDUES).issuperset(record.sequence)
+    yield "records", f"{len(lengths):,}"
+    yield "residues", f"{sum(lengths):,}"
+    low, median, high = np.quantile(lengths, (0.05, 0.5, 0.95))
+    yield "length", f"{min(lengths)} to {max(lengths)}; 5 % {low:.0f}, median {median:.0f}, 95 % {high:.0f}"
+    yield "letters", f"{num_unknown:,} records with letters outside {RESIDUES}"
+    yield f"letters in {NUCLEOTIDES}", f"{num_bases / max(1, sum(lengths)):.1%}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        return content
+    except (OSError, ValueError) as error:
+        raise XtrimoError(f"{path} cannot be read ({error}); make its directory again") from error
+
+
+KINDS = (
+    Kind("corpus", "meta.json", _corpus),
+    Kind("training run", "metrics.jsonl", _run),
+    Kind("model directory", "config.json", _model),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InfoOptions:
+    """What is at a path: model directory, corpus, training run, FASTA file; or in a preset."""
+
+    path: Positional[str]
+    """A path, or the name of a preset."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """`xtrimo info`."""
+    import tyro
+
+    options = tyro.cli(InfoOptions, prog="xtrimo info", args=args)
+    rows = list(facts(options.path))  # all before the first line: an error stands alone
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,174 @@
+"""The GLM on one device: the specification that every other form of the model is tested against.
+
+Read top to bottom, this file is the forward pass: embedding, blocks, final norm, output. A block is post-LN DeepNorm in
+the order of GLM-130B and xTrimoPGLM: the residual is the *output* of the LayerNorm, scaled by alpha = sqrt(2L),
+
+    x = norm(x);  x = alpha x + attention(x);  x = norm(x);  x = alpha x + mlp(x)
+
+the last norm being the model's final one. Rows are packed: tokens of many proteins lie back to back, only attention
+knows where one ends (see attention.py); there is no batch axis and no padding.
+"""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from xtrimo.attention import Attend, attend
+from xtrimo.config import GLMConfig
+from xtrimo.rope import Rotary, rotary, rotate
+
+Hidden = Float[Tensor, "token dim"]
+
+
+class _Linear(nn.Linear):
+    """A linear layer whose weights are left undefined: `draw_weight` or a checkpoint fills them, once."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Attention(nn.Module):
+    """Multi-head attention; rows of `qkv` are grouped per head as [q, k, v], the published layout."""
+
+    def __init__(self, config: GLMConfig) -> None:
+        super().__init__()
+        self.shape = (config.num_heads, 3, config.head_dim)
+        self.qkv = _Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = _Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Hidden, turn: Rotary, attend: Attend, layer: int) -> Hidden:
+        qkv = self.qkv(x).unflatten(-1, self.shape)  # token, head, (q k v), width
+        q, k = rotate(qkv[:, :, :2], turn).unbind(2)
+        mixed = attend(layer, q, k, qkv[:, :, 2])
+        return self.dense(mixed.flatten(1))
+
+
+class GEGLU(nn.Module):
+    """down(value * gelu(gate)) with [value; gate] = up(x) and the exact, erf-based gelu (Shazeer 2020)."""
+
+    def __init__(self, config: GLMConfig) -> None:
+        super().__init__()
+        self.up = _Linear(config.hidden_size, 2 * config.ffn_size)
+        self.down = _Linear(config.ffn_size, config.hidden_size)
+
+    def forward(self, x: Hidden) -> Hidden:
+        value, gate = self.up(x).chunk(2, dim=-1)
+        return self.down(value * F.gelu(gate))
+
+
+class DeepNormBlock(nn.Module):
+    """One transformer block; see the module's equation."""
+
+    def __init__(self, config: GLMConfig) -> None:
+        super().__init__()
+        self.alpha = config.alpha
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = GEGLU(config)
+
+    def forward(self, x: Hidden, turn: Rotary, attend: Attend, layer: int) -> Hidden:
+        x = self.attention_norm(x)
+        x = torch.add(self.attention(x, turn, attend, layer), x, alpha=self.alpha)
+        x = self.mlp_norm(x)
+        return torch.add(self.mlp(x), x, alpha=self.alpha)
+
+
+class GLM(nn.Module):
+    """A protein GLM.
+
+    Args:
+        config: the shape.
+        seed: draws the weights; None leaves them undefined, for a loader that fills every one.
+    """
+
+    def __init__(self, config: GLMConfig, *, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(
+            config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
+        )
+        self.blocks = nn.ModuleList(DeepNormBlock(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.output = _Linear(config.hidden_size, config.vocab_size, bias=False)
+        if seed is not None:
+            for name, weight in self.state_dict().items():
+                weight.copy_(draw_weight(name, tuple(weight.shape), config, seed))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.output.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of weights and activations."""
+        return self.output.weight.dtype
+
+    def forward(
+        self, tokens: Int[Tensor, "token"], positions: Int[Tensor, "token 2"], segments: Int[Tensor, "segment 3"]
+    ) -> Float[Tensor, "token vocab"]:
+        """Logits of a packed row (see packing.py for the layout)."""
+        return self.output(self.hidden(tokens, positions, lambda _, q, k, v: attend(q, k, v, segments))[-1])
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "token"],
+        positions: Int[Tensor, "token 2"],
+        attend: Attend,
+        *,
+        layers: tuple[int, ...] = (-1,),
+        input_gradient: float = 1.0,
+    ) -> list[Hidden]:
+        """Hidden states after the asked layers, in that order.
+
+        Args:
+            attend: mixes values between tokens; a packed row's segments or a KV cache.
+            layers: 0 is the embedding, i the output of block i, -1 the last one after the final norm, which is what
+                the output layer reads.
+            input_gradient: scale of the gradient that reaches the embedding (GLM-130B, section 3.2: 0.1 calms it).
+        """
+        wanted = [i % (len(self.blocks) + 1) for i in layers]
+        x = self.embedding(tokens)
+        if input_gradient != 1.0:
+            x = input_gradient * x + (1 - input_gradient) * x.detach()
+        turn = rotary(positions, self.config, x.dtype)
+        states = {0: x}
+        for layer, block in enumerate(self.blocks):
+            x = block(x, turn, attend, layer)
+            if layer + 1 in wanted:
+                states[layer + 1] = x
+        states[len(self.blocks)] = self.final_norm(x)
+        return [states[i] for i in wanted]
+
+
+def draw_weight(name: str, shape: tuple[int, ...], config: GLMConfig, seed: int) -> Tensor:
+    """The fresh value of one weight of the plain model, by its name; fp32 on the CPU.
+
+    DeepNorm's law (Wang et al. 2022, GLM-130B table 11): Xavier-normal, with gain beta = 1/sqrt(2L) for the value rows,
+    the attention output and the feed-forward, gain 1 for query and key rows; embedding and output rows N(0, std).
+    Each weight has its own random stream, so a rank of a parallel job draws its own weights and every layout of the
+    job starts from the same model.
+    """
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if "norm" in name:
+        return torch.ones(shape)
+    generator = torch.Generator().manual_seed(_stream(name, seed))
+    weight = torch.randn(shape, generator=generator)
+    if name in ("embedding.weight", "output.weight"):
+        return weight * config.initializer_std
+    if name.endswith("qkv.weight"):
+        # each of q, k, v is a square matrix of its own to Xavier; stored interleaved per head
+        gain = torch.tensor([1.0, 1.0, config.beta]).repeat_interleave(config.head_dim).repeat(config.num_heads)
+        return weight * (gain / shape[1] ** 0.5)[:, None]
+    rows = shape[0] // 2 if name.endswith("up.weight") else shape[0]  # value and gate are drawn as two matrices
+    return weight * (config.beta * (2 / (rows + shape[1])) ** 0.5)
+
+
+def _stream(name: str, seed: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

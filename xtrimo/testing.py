@@ -1,0 +1,87 @@
+"""What tests of this package and of code built on it need: a toy model, toy proteins, ranks on one machine."""
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from xtrimo.config import GLMConfig
+from xtrimo.tokens import AMINO_ACIDS
+
+
+def toy_config(**changes: Any) -> GLMConfig:
+    """A GLM small enough to train in milliseconds, with every dimension divisible by 4."""
+    facts: dict[str, Any] = dict(num_layers=4, hidden_size=64, num_heads=4, ffn_size=128)
+    return GLMConfig(**(facts | changes))
+
+
+def toy_sequences(num: int, *, seed: int = 0, min_length: int = 5, max_length: int = 60) -> list[str]:
+    """Random proteins of the 20 amino acids."""
+    rng = np.random.default_rng(seed)
+    letters = np.array(list(AMINO_ACIDS))
+    return ["".join(rng.choice(letters, size=rng.integers(min_length, max_length + 1))) for _ in range(num)]
+
+
+def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+    """Call `fn(rank, *args)` on `world_size` forked workers joined over gloo; what each rank returned, in rank order.
+
+    The parent imports everything once and starts no process group; workers meet through a file, so no port is taken.
+
+    Raises:
+        RuntimeError: with the first failing rank's traceback, or when `timeout` seconds have passed (all are killed).
+    """
+    torch.set_num_threads(1)  # threads do not survive a fork
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.get_context("fork")
+        results = context.SimpleQueue()
+        workers = [
+            context.Process(target=_worker, args=(fn, rank, world_size, f"{folder}/store", results, args), daemon=True)
+            for rank in range(world_size)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            return _collect(workers, results, world_size, timeout)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
+
+
+def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) -> list[Any]:
+    got: dict[int, Any] = {}
+    waited = 0.0
+    while len(got) < world_size:
+        while not results.empty():
+            rank, value, failure = results.get()
+            if failure:
+                raise RuntimeError(f"rank {rank} failed:\n{failure}")
+            got[rank] = value
+        dead = [rank for rank, worker in enumerate(workers) if rank not in got and not worker.is_alive()]
+        if dead and results.empty():
+            raise RuntimeError(f"rank {dead[0]} ended with exit code {workers[dead[0]].exitcode} and no result")
+        if waited > timeout:
+            raise RuntimeError(f"ranks {sorted(set(range(world_size)) - set(got))} gave no result in {timeout} s")
+        next(iter(workers)).join(0.02)
+        waited += 0.02
+    return [got[rank] for rank in range(world_size)]
+
+
+def _worker(
+    fn: Callable[..., Any], rank: int, world_size: int, store: str, results: Any, args: tuple[Any, ...]
+) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+        value = fn(rank, *args)
+        dist.barrier()
+        dist.destroy_process_group()
+        results.put((rank, value, None))
+    except Exception:
+        results.put((rank, None, traceback.format_exc()))
