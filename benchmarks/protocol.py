@@ -2,8 +2,8 @@
 
 All variants live in one process and each round calls every one of them once, in a fresh shuffled order; only ratios
 *within* a round are compared, so that a slow spell of the machine hits both sides. CPU-seconds of the process, not
-wall time, because the other cores are rarely idle. A matrix product is timed as a variant like any other: the share of
-the peak (MFU) that a variant reaches is its FLOP rate over the product's, round by round.
+wall time, because the other cores are rarely idle. A matrix product is timed as a variant like any other; the share of
+the peak (MFU) that a variant reaches is its FLOP rate over the best one of the product in the same run.
 
 The proteins are 1,000 names drawn once from a FASTA file (`python -m benchmarks.protocol FASTA` repeats the draw). A
 benchmark that cannot afford them all takes a subset stratified by length, in an order whose padding at batch 8 is that
@@ -72,11 +72,18 @@ class Timings:
         """CPU-seconds of a call."""
         return Spread.of(self.seconds[name])
 
-    def speedup(self, name: str, other: str, work: float = 1.0, other_work: float = 1.0) -> Spread:
-        """How many times faster than `other`, round by round. With the FLOPs of both, and a matrix product as the
-        other, it is the MFU."""
-        pairs = zip(self.seconds[name], self.seconds[other], strict=True)
-        return Spread.of([work / mine / (other_work / theirs) for mine, theirs in pairs])
+    def speedup(self, name: str, baseline: str) -> Spread:
+        """How many times faster than the baseline, round by round."""
+        pairs = zip(self.seconds[name], self.seconds[baseline], strict=True)
+        return Spread.of([theirs / mine for mine, theirs in pairs])
+
+    def share_of_peak(self, name: str, flops: float, product: str, product_flops: float) -> Spread:
+        """FLOP rate over the best one that the matrix product reached in any round.
+
+        The best, since a product takes a second and a step many: in a slow second it would flatter the step.
+        """
+        peak = product_flops / min(self.seconds[product])
+        return Spread.of([flops / seconds / peak for seconds in self.seconds[name]])
 
 
 def interleave(

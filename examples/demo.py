@@ -22,11 +22,13 @@ if TYPE_CHECKING:  # what needs torch is imported after the first command, which
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")
-STEPS = 600
+STEPS = 400
 SETTINGS = (
-    "--model glm-1m --batch.row-length 2048 --batch.rows 1 --optimizer.learning-rate 1e-3"
-    " --optimizer.min-learning-rate-ratio 0.02 --optimizer.warmup-ratio 0.05"
-    " --validate-every 100 --valid-tokens 20000 --save-every 100 --log-every 20"
+    "--model glm-1m --batch.rows 2 --batch.row-length 2048"
+    " --optimizer.learning-rate 2e-3 --optimizer.min-learning-rate-ratio 0.02 --optimizer.warmup-ratio 0.04"
+    " --curriculum.mlm-tokens 250000 --curriculum.ramp-tokens 100000"
+    " --curriculum.mlm-share 0.25 --curriculum.smask-share 0.35"
+    " --validate-every 80 --valid-tokens 20000 --save-every 100 --log-every 20"
 )
 
 

@@ -40,11 +40,11 @@ class ExportConfig:
 def main(args: Sequence[str] | None = None) -> None:
     """The verb `xtrimo export`."""
     config = tyro.cli(ExportConfig, args=args, prog="xtrimo export")
-    step = export(config)
+    step = export_run(config)
     print(f"{config.out}: the model after {step:,} steps")
 
 
-def export(config: ExportConfig) -> int:
+def export_run(config: ExportConfig) -> int:
     """Write `config.out`; the step that was exported.
 
     Raises:

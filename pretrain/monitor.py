@@ -10,7 +10,7 @@ import math
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -67,7 +67,7 @@ class Monitor:
             self._progress.start()
             self._task = self._progress.add_task("", total=self.config.steps, completed=done)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Monitor":
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Process groups: from torchrun's or srun's environment, or one process alone, into megatron's parallel state."""
+"""Process groups: from torchrun's environment, or one process alone, into megatron's parallel state."""
 
 import datetime
 import os

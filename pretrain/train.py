@@ -1,4 +1,4 @@
-"""`xtrimo pretrain`: the loop. One CPU process, or the ranks of torchrun or srun; start it again and it resumes.
+"""`xtrimo pretrain`: the loop. One CPU process, or the ranks of torchrun; start it again and it resumes.
 
 xtrimo pretrain --corpus corpus --run runs/first --model glm-1m --steps 500
 torchrun --nproc-per-node 2 -m xtrimo pretrain ... --parallel.tensor-degree 2
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 def main(args: Sequence[str] | None = None) -> None:
     """The verb `xtrimo pretrain`."""
-    train(tyro.cli(PretrainConfig, args=args, prog="xtrimo pretrain"))
+    pretrain(tyro.cli(PretrainConfig, args=args, prog="xtrimo pretrain"))
 
 
-def train(config: PretrainConfig) -> Losses:
+def pretrain(config: PretrainConfig) -> Losses:
     """Train, or go on training, until `config.steps`; the last validation's losses.
 
     Raises:

@@ -99,4 +99,5 @@ def progress_bar() -> "Progress":
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    # rich would else print to stderr what is printed to stdout while the bar is up
+    return Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False)

@@ -41,7 +41,7 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
         context = mp.get_context("fork")
         results = context.SimpleQueue()
         workers = [
-            context.Process(target=_worker, args=(fn, rank, world_size, f"{folder}/store", results, args), daemon=True)
+            context.Process(target=_worker, args=(fn, rank, world_size, f"{folder}/store", results, args))
             for rank in range(world_size)
         ]
         for worker in workers:

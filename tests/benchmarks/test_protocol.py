@@ -75,10 +75,10 @@ def test_ratios_are_taken_within_a_round():
     assert str(timings.speedup("ours", "peer")) == "3 (2..4)"
 
 
-def test_mfu_is_the_ratio_of_two_rates():
-    timings = Timings({"step": [2.0, 4.0], "product": [1.0, 1.0]})
-    mfu = timings.speedup("step", "product", 60.0, 50.0)  # 30 and 15 a second, of 50
-    assert (mfu.low, mfu.high) == pytest.approx((0.3, 0.6))
+def test_mfu_is_a_share_of_the_best_product():
+    timings = Timings({"step": [2.0, 4.0, 3.0], "product": [2.0, 1.0, 5.0]})
+    mfu = timings.share_of_peak("step", 60.0, "product", 50.0)  # 30, 15 and 20 a second, of 50
+    assert (mfu.median, mfu.low, mfu.high) == pytest.approx((0.4, 0.3, 0.6))
 
 
 def test_padding_factor_by_hand():

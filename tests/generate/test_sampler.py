@@ -1,5 +1,7 @@
 """Sampling: the law that is drawn from, independence of the batch, likelihoods as scored, and the verb."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -175,7 +177,7 @@ def test_bad_arguments(model: GLM) -> None:
         sample(GLM(GLMConfig(**SHAPE, objectives=("mlm",))))
 
 
-def test_verb(tmp_path, model: GLM, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+def test_verb(tmp_path: Path, model: GLM, capsys: pytest.CaptureFixture[str]) -> None:
     save(model, tmp_path / "model")
     flags = ["--model", str(tmp_path / "model"), "--num", "3", "--prompt", "mkv", "--seed", "5", "--max-length", "90"]
     expected = sample(model, num=3, prompt="MKV", seed=5, max_length=90)
@@ -193,7 +195,18 @@ def test_verb(tmp_path, model: GLM, capsys: pytest.CaptureFixture[str]) -> None:
             assert float(facts["ppl"]) == pytest.approx(s.ppl, rel=1e-3)
 
 
-def test_verb_leaves_nothing_half_written(tmp_path, model: GLM) -> None:  # type: ignore[no-untyped-def]
+def test_the_progress_bar_stays_out_of_stdout(
+    tmp_path: Path, model: GLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(model, tmp_path / "model")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    sampler.main(["--model", str(tmp_path / "model"), "--num", "2", "--max-length", "9"])
+    captured = capsys.readouterr()
+    assert [line[0] for line in captured.out.splitlines()[::2]] == [">", ">"] and captured.out.count("\n") == 4
+    assert "2/2" in captured.err
+
+
+def test_verb_leaves_nothing_half_written(tmp_path: Path, model: GLM) -> None:
     save(model, tmp_path / "model")
     before = sorted(tmp_path.iterdir())
     flags = ["--model", str(tmp_path / "model"), "--out"]

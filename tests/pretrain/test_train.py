@@ -15,7 +15,7 @@ import torch
 import xtrimo
 from pretrain import checkpoint
 from pretrain.config import BatchConfig, OptimizerConfig, PretrainConfig
-from pretrain.export import ExportConfig, export
+from pretrain.export import ExportConfig, export_run
 from xtrimo.errors import CheckpointError
 from xtrimo.testing import run_distributed, toy_sequences
 
@@ -114,10 +114,10 @@ def logits_of_checkpoint(rank: int, run: Path, corpus: Path, row) -> np.ndarray:
         corpus=corpus, run=run, model="glm-1m", steps=STEPS, batch=BatchConfig(rows=1, row_length=256),
         optimizer=OptimizerConfig(learning_rate=3e-3),
     )  # fmt: skip
-    with process_groups(config), torch.no_grad():
+    with process_groups(config):
         trainer = Trainer(config)
         assert checkpoint.load(trainer, run / "checkpoints") == STEPS
-        return trainer.core(*map(torch.from_numpy, (row.tokens, row.positions, row.segments))).numpy()
+        return trainer.core(*map(torch.from_numpy, (row.tokens, row.positions, row.segments))).detach().numpy()
 
 
 def test_export_gives_the_trained_logits(corpus, unbroken, tmp_path):
@@ -126,7 +126,7 @@ def test_export_gives_the_trained_logits(corpus, unbroken, tmp_path):
 
     config = PretrainConfig(corpus=corpus, run=unbroken, model="glm-1m", batch=BatchConfig(rows=1, row_length=256))
     rows = validation_rows(Corpus.open(corpus), config)
-    assert export(ExportConfig(run=unbroken, out=tmp_path / "model")) == STEPS
+    assert export_run(ExportConfig(run=unbroken, out=tmp_path / "model")) == STEPS
     model = xtrimo.load(tmp_path / "model")
     for row in (rows["mlm"][0], rows["gmask"][0], rows["smask"][0]):
         [expected] = run_distributed(logits_of_checkpoint, 1, unbroken, corpus, row)
@@ -148,6 +148,6 @@ def test_export_needs_torch_alone(unbroken, tmp_path):
 
 def test_export_names_the_checkpoints_there_are(unbroken, tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 3; it has \[4, 6\]"):
-        export(ExportConfig(run=unbroken, out=tmp_path / "model", step=3))
+        export_run(ExportConfig(run=unbroken, out=tmp_path / "model", step=3))
     with pytest.raises(CheckpointError, match="it has none"):
-        export(ExportConfig(run=tmp_path, out=tmp_path / "model"))
+        export_run(ExportConfig(run=tmp_path, out=tmp_path / "model"))
