@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from xtrimo.errors import XtrimoError
 
 Heads = Float[Tensor, "token head width"]
 Attend = Callable[[int, Heads, Heads, Heads], Heads]
@@ -32,13 +35,20 @@ class Block(NamedTuple):
     keys: tuple[tuple[int, int, bool], ...]
 
 
-def blocks(segments: Int[Tensor, "segment 3"]) -> Iterator[Block]:
+def blocks(segments: Int[Tensor, "segment 3"], num_tokens: int) -> Iterator[Block]:
     """Rectangles of a packed row.
 
-    >>> [tuple(b) for b in blocks(torch.tensor([[0, 4, 4], [4, 5, 3]]))]
+    >>> [tuple(b) for b in blocks(torch.tensor([[0, 4, 4], [4, 5, 3]]), 9)]
     [(0, 4, ((0, 4, False),)), (4, 7, ((4, 7, False),)), (7, 9, ((4, 7, False), (7, 9, True)))]
+
+    Raises:
+        XtrimoError: if the segments do not tile a row of `num_tokens`.
     """
+    done = 0
     for start, length, prefix in segments.tolist():
+        if start != done or length < 1:  # the kernel would divide by zero, or leave rows undefined
+            raise XtrimoError(f"a segment of {length} tokens starts at {start}; expected at least one from {done}")
+        done += length
         end, middle = start + length, start + min(prefix, length)
         if prefix <= 1:  # the first token sees only itself either way
             yield Block(start, end, ((start, end, True),))
@@ -46,6 +56,8 @@ def blocks(segments: Int[Tensor, "segment 3"]) -> Iterator[Block]:
         yield Block(start, middle, ((start, middle, False),))
         if middle < end:
             yield Block(middle, end, ((start, middle, False), (middle, end, True)))
+    if done != num_tokens:
+        raise XtrimoError(f"the segments end at token {done} of a row of {num_tokens}; they must tile it")
 
 
 def _heads_first(x: Tensor, start: int, end: int) -> Tensor:
@@ -61,10 +73,11 @@ class _FlashSegments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, segments):  # type: ignore[no-untyped-def]
-        dtype, (q, k, v) = q.dtype, (x.float() for x in (q, k, v))  # the kernel's bf16 backward takes twice as long
+        exact = torch.promote_types(q.dtype, torch.float32)  # the kernel's bf16 backward takes twice as long
+        dtype, (q, k, v) = q.dtype, (x.to(exact) for x in (q, k, v))
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
-        lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)  # (head, token)
-        ctx.blocks = list(blocks(segments))
+        lse = torch.empty(q.shape[1], q.shape[0], dtype=exact)  # (head, token)
+        ctx.blocks = list(blocks(segments, len(q)))
         for block in ctx.blocks:
             query = _heads_first(q, block.start, block.end)
             parts = [
@@ -84,9 +97,10 @@ class _FlashSegments(torch.autograd.Function):
         return out.to(dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         *saved, lse = ctx.saved_tensors
-        dtype, (grad, q, k, v, out) = grad.dtype, (x.float() for x in (grad, *saved))
+        dtype, (grad, q, k, v, out) = grad.dtype, (x.to(lse.dtype) for x in (grad, *saved))
         grads = [torch.zeros_like(out) for _ in "qkv"]
         for block in ctx.blocks:
             rows = (block.start, block.end)
@@ -103,7 +117,7 @@ class _FlashSegments(torch.autograd.Function):
 def _attend_by_autograd(q: Heads, k: Heads, v: Heads, segments: Int[Tensor, "segment 3"]) -> Heads:
     """The same through public SDPA, for any device: a target is computed as the tail of the whole causal segment."""
     out = []
-    for block in blocks(segments):
+    for block in blocks(segments, len(q)):
         start = block.keys[0][0]
         causal = block.keys[-1][2]
         query, key, value = (_heads_first(x, start, block.end) for x in (q, k, v))
@@ -118,6 +132,9 @@ def attend(q: Heads, k: Heads, v: Heads, segments: Int[Tensor, "segment 3"]) -> 
     Args:
         q, k, v: packed heads of one row.
         segments: rows [start, length, prefix] that tile the row in order.
+
+    Raises:
+        XtrimoError: if the segments do not tile the row.
     """
     if q.device.type == "cpu":
         out: Tensor = _FlashSegments.apply(q, k, v, segments)  # type: ignore[no-untyped-call]

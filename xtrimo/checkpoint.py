@@ -42,9 +42,12 @@ def save_state(
     Raises:
         CheckpointError: if the directory exists and is not an xtrimo model directory.
     """
-    target = Path(directory)
-    if target.exists() and any(target.iterdir()) and not (target / CONFIG).is_file():
-        raise CheckpointError(f"{target} exists and is not a model directory; choose another path or remove it")
+    target = Path(directory).resolve()  # through links, which stay
+    if target.exists() and (foreign := _foreign(target)):
+        raise CheckpointError(
+            f"{target} is not a model directory alone: it holds {', '.join(foreign[:3])};"
+            " choose another path or remove it"
+        )
     work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -54,14 +57,18 @@ def save_state(
         for number, names in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             save_file({name: state[name].detach().cpu().contiguous() for name in names}, work / file)
-            files[file] = {"bytes": (work / file).stat().st_size, "sha256": _sha256(work / file), "weights": names}
+            files[file] = {"bytes": (work / file).stat().st_size, "sha256": _sha256(work / file)}
         content = {"format": FORMAT, **config.to_dict(), "files": files}
-        (work / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
-        (work / CARD).write_text(_card(config, notes))
+        (work / CONFIG).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        (work / CARD).write_text(_card(config, notes), "utf-8")
         if target.exists():
             old = target.with_name(f".{target.name}.{os.getpid()}.old")
             target.rename(old)
-            work.rename(target)
+            try:
+                work.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
             shutil.rmtree(old)
         else:
             work.rename(target)
@@ -88,7 +95,7 @@ def load(
     """
     directory = Path(path_or_name)
     config, files = read_config(directory)
-    model = GLM(config, seed=None)
+    model = GLM(config, seed=None)  # undefined weights cost nothing; torch's meta device would cost a second of imports
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     state: dict[str, Tensor] = {}
     wrong: list[str] = []
@@ -118,13 +125,28 @@ def read_config(directory: Path) -> tuple[GLMConfig, dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"{directory} is not a model directory: it has no {CONFIG} (`xtrimo export` writes one)")
     try:
-        content = json.loads(path.read_text())
-        files = content.pop("files")
-        if content.pop("format") != FORMAT:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT}, the one this version reads")
+        files = content.pop("files", None)
+        if not isinstance(files, dict) or not all(
+            isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys() for facts in files.values()
+        ):
+            raise ValueError("its files are not a table of names, bytes and sha256")
         return GLMConfig.from_dict(content), files
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError) as error:  # also ConfigError, JSON and text decoding errors
         raise CheckpointError(f"{path} is not a model config: {error}") from error
+
+
+def _foreign(directory: Path) -> list[str]:
+    """What `save` did not put there; everything, if the directory is another program's."""
+    if not directory.is_dir():
+        return [directory.name]
+    try:
+        known = {CONFIG, CARD, *json.loads((directory / CONFIG).read_text())["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = set()
+    return sorted(entry.name for entry in directory.iterdir() if entry.name not in known)
 
 
 def _shards(state: Mapping[str, Tensor]) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from xtrimo.errors import ConfigError
-from xtrimo.tokens import CONTROL_WORDS, VOCAB_SIZE
+from xtrimo.tokens import CONTROL_WORDS, PUBLISHED_WORDS, VOCAB_SIZE
 
 Objective = Literal["mlm", "gmask", "smask", "causal"]
 Rotary = Literal["1d", "2d"]
@@ -56,11 +56,20 @@ class GLMConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "num_heads", "ffn_size", "max_length", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least 1")
+        for name in ("rotary_base", "layer_norm_eps", "initializer_std"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.vocab_size < len(PUBLISHED_WORDS) + len(self.control_words):
+            raise ConfigError(
+                f"vocab_size {self.vocab_size} has no room for {len(PUBLISHED_WORDS)} published words and"
+                f" {len(self.control_words)} control words"
+            )
         if self.hidden_size % self.num_heads:
             raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}, which share it equally"
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}, which share it"
             )
         if self.rotary not in get_args(Rotary):
             raise ConfigError(f"rotary is {self.rotary!r}; it must be 1d or 2d")

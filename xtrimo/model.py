@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from xtrimo.attention import Attend, attend
 from xtrimo.config import GLMConfig
+from xtrimo.errors import ConfigError
 from xtrimo.rope import Rotary, rotary, rotate
 
 Hidden = Float[Tensor, "token dim"]
@@ -40,9 +41,9 @@ class Attention(nn.Module):
         self.dense = _Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Hidden, turn: Rotary, attend: Attend, layer: int) -> Hidden:
-        qkv = self.qkv(x).unflatten(-1, self.shape)  # token, head, (q k v), width
-        q, k = rotate(qkv[:, :, :2], turn).unbind(2)
-        mixed = attend(layer, q, k, qkv[:, :, 2])
+        qk, v = self.qkv(x).unflatten(-1, self.shape).split((2, 1), dim=2)  # each (token, head, (q k | v), width)
+        q, k = rotate(qk, turn).unbind(2)
+        mixed = attend(layer, q, k, v.squeeze(2))
         return self.dense(mixed.flatten(1))
 
 
@@ -131,10 +132,13 @@ class GLM(nn.Module):
                 the output layer reads.
             input_gradient: scale of the gradient that reaches the embedding (GLM-130B, section 3.2: 0.1 calms it).
         """
-        wanted = [i % (len(self.blocks) + 1) for i in layers]
+        count = len(self.blocks) + 1
+        if not all(-count <= i < count for i in layers):
+            raise ConfigError(f"layers {layers} of a model of {count - 1} blocks: each lies in -{count}..{count - 1}")
+        wanted = [i % count for i in layers]
         x = self.embedding(tokens)
         if input_gradient != 1.0:
-            x = input_gradient * x + (1 - input_gradient) * x.detach()
+            x = torch.lerp(x.detach(), x, input_gradient)  # the value stays the same to the bit
         turn = rotary(positions, self.config, x.dtype)
         states = {0: x}
         for layer, block in enumerate(self.blocks):
@@ -153,19 +157,19 @@ def draw_weight(name: str, shape: tuple[int, ...], config: GLMConfig, seed: int)
     Each weight has its own random stream, so a rank of a parallel job draws its own weights and every layout of the
     job starts from the same model.
     """
-    if name.endswith("bias"):
+    layer, kind = name.split(".")[-2:]
+    if kind == "bias":
         return torch.zeros(shape)
-    if "norm" in name:
+    if layer in ("attention_norm", "mlp_norm", "final_norm"):
         return torch.ones(shape)
-    generator = torch.Generator().manual_seed(_stream(name, seed))
-    weight = torch.randn(shape, generator=generator)
-    if name in ("embedding.weight", "output.weight"):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(_stream(name, seed)))
+    if layer in ("embedding", "output"):
         return weight * config.initializer_std
-    if name.endswith("qkv.weight"):
+    if layer == "qkv":
         # each of q, k, v is a square matrix of its own to Xavier; stored interleaved per head
         gain = torch.tensor([1.0, 1.0, config.beta]).repeat_interleave(config.head_dim).repeat(config.num_heads)
         return weight * (gain / shape[1] ** 0.5)[:, None]
-    rows = shape[0] // 2 if name.endswith("up.weight") else shape[0]  # value and gate are drawn as two matrices
+    rows = shape[0] // 2 if layer == "up" else shape[0]  # value and gate are drawn as two matrices
     return weight * (config.beta * (2 / (rows + shape[1])) ** 0.5)
 
 

@@ -10,7 +10,7 @@ Published norms, linears and the output layer cross over as they are.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ TABLE = (
 WITHOUT_BIAS = ("embedding", "output")
 
 
-def pairs(config: GLMConfig, theirs: str) -> dict[str, str]:
+def pairs(config: GLMConfig, theirs: Literal["published", "megatron"]) -> dict[str, str]:
     """Our full weight name -> the name in `theirs` ("published" or "megatron"), for every weight of the model."""
     out = {}
     for row in TABLE:

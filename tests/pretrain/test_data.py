@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.corpus_building import CorpusConfig, build_corpus
 from pretrain.config import BatchConfig, CurriculumConfig, PretrainConfig
 from pretrain.corpus import Corpus
+from pretrain.corpus_building import CorpusConfig, build_corpus
 from pretrain.data import (
     NAMES,
     Stream,
@@ -42,7 +42,8 @@ def corpus(tmp_path_factory):
 
 
 def make_config(**changes) -> PretrainConfig:
-    facts = dict(corpus=Path("corpus"), run=Path("run"), model="glm-1m", seed=7, batch=BatchConfig(rows=4, row_length=256))
+    batch = BatchConfig(rows=4, row_length=256)
+    facts = dict(corpus=Path("corpus"), run=Path("run"), model="glm-1m", seed=7, batch=batch)
     return PretrainConfig(**(facts | changes))
 
 

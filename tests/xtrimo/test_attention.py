@@ -148,20 +148,13 @@ def test_segments_do_not_see_each_other(path):
     assert torch.equal(path(q, k, v, segments)[6:15], alone)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(attend, marks=pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")),
-        _attend_by_autograd,
-    ],
-)
+@PATHS
 def test_double_precision(path):
     segments = tile(KINDS["a row of all"])
     inputs = [x.detach().double().requires_grad_() for x in draw(int(segments[:, 1].sum()))]
     compare(path, segments, inputs, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 @pytest.mark.parametrize(
     "segments",
     [
@@ -170,8 +163,9 @@ def test_double_precision(path):
         [[0, 5, 5], [4, 6, 0]],
         [[5, 5, 0], [0, 5, 5]],
         [[0, 5, 5], [5, 6, 0]],
+        [[0, 5, 5], [5, 0, 0], [5, 5, 0]],
     ],
-    ids=["short", "gap", "overlap", "unordered", "long"],
+    ids=["short", "gap", "overlap", "unordered", "long", "empty segment"],
 )
 def test_segments_that_do_not_tile_the_row_are_refused(segments):
     with pytest.raises(XtrimoError, match="segment"):
@@ -183,7 +177,7 @@ def test_segments_that_do_not_tile_the_row_are_refused(segments):
 def test_blocks_cover_what_is_seen_exactly_once(row):
     segments = tile(row) if row else torch.zeros(0, 3, dtype=torch.int64)
     times = torch.zeros(int(segments[:, 1].sum()), int(segments[:, 1].sum()), dtype=torch.int64)
-    for block in blocks(segments):
+    for block in blocks(segments, int(segments[:, 1].sum())):
         for first, last, causal in block.keys:
             area = torch.ones(block.end - block.start, last - first, dtype=torch.int64)
             times[block.start : block.end, first:last] += area.tril() if causal else area

@@ -263,7 +263,6 @@ def test_config_from_the_future_or_out_of_range(saved, changes, word):
         ({"vocab_size": 36}, "vocab_size"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 def test_config_values_that_cannot_work(saved, changes, word):
     edit(saved, **changes)
     refused(saved, "config.json", word)
@@ -276,7 +275,6 @@ def test_config_that_is_no_config(saved, text):
 
 
 @pytest.mark.parametrize("files", [[], "model.safetensors", {"model.safetensors": {}}, {"model.safetensors": None}])
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 def test_malformed_list_of_files(saved, files):
     edit(saved, files=files)
     refused(saved, "config.json")
@@ -311,7 +309,6 @@ def test_a_failed_save_changes_nothing(saved, monkeypatch, where):
     assert [entry.name for entry in saved.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 def test_a_failed_swap_puts_the_old_model_back(saved, monkeypatch):
     before, rename = contents(saved), Path.rename
 
@@ -341,7 +338,6 @@ def test_a_directory_of_something_else_is_not_overwritten(model, tmp_path):
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 def test_another_kind_of_model_is_not_overwritten(model, tmp_path):
     """Many programs write a config.json."""
     theirs = {"config.json": b'{"model_type": "esm"}', "pytorch_model.bin": b"weights"}
@@ -352,7 +348,6 @@ def test_another_kind_of_model_is_not_overwritten(model, tmp_path):
     assert contents(tmp_path) == theirs
 
 
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 def test_a_model_directory_with_the_users_own_files_is_not_overwritten(saved, model):
     (saved / "results.csv").write_text("hours of work")
     before = contents(saved)
@@ -361,7 +356,6 @@ def test_a_model_directory_with_the_users_own_files_is_not_overwritten(saved, mo
     assert contents(saved) == before
 
 
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 def test_a_file_is_not_overwritten(model, tmp_path):
     path = tmp_path / "model"
     path.write_text("mine")
@@ -375,7 +369,6 @@ def test_an_empty_directory_is_taken(model, tmp_path):
     assert same(load(save(model, tmp_path / "model")), model)
 
 
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 def test_saving_through_a_link_keeps_the_link(saved, model):
     link = saved.parent / "latest"
     link.symlink_to(saved, target_is_directory=True)
@@ -384,7 +377,6 @@ def test_saving_through_a_link_keeps_the_link(saved, model):
     assert link.is_symlink() and same(load(link), other) and same(load(saved), other)
 
 
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 def test_saving_into_the_working_directory(model, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")

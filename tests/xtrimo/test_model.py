@@ -176,7 +176,6 @@ def test_hidden_layers_convention():
     assert torch.equal(model.output(several[0]), model(tokens, positions, segments))
 
 
-@pytest.mark.xfail(strict=True, reason="due with the fix in xtrimo")
 @pytest.mark.parametrize("layers", [(4,), (-5,), (0, 99)])
 def test_layers_that_do_not_exist_are_refused(layers):
     model = GLM(config_of())
