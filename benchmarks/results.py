@@ -18,7 +18,7 @@ import tyro
 
 from pretrain.corpus import Corpus
 from pretrain.curves import plot_curves
-from pretrain.export import ExportConfig, export
+from pretrain.export import ExportConfig, export_run
 from pretrain.held_out import compare, markdown, validation_config
 from xtrimo.checkpoint import load
 
@@ -42,7 +42,7 @@ def section(config: ResultsConfig) -> str:
     run: dict[str, Any] = json.loads((config.run / "config.json").read_text())
     corpus = Corpus.open(config.corpus)
     with tempfile.TemporaryDirectory() as folder:
-        step = export(ExportConfig(run=config.run, out=Path(folder) / "model"))
+        step = export_run(ExportConfig(run=config.run, out=Path(folder) / "model"))
         model = load(Path(folder) / "model")
     results = compare(
         model, validation_config(model.config, config.corpus, seed=run["seed"], valid_tokens=config.valid_tokens)

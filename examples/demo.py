@@ -80,7 +80,7 @@ def main() -> int:
         shutil.rmtree(DEMO)
     print("A GLM of a million weights learns bacterial proteins; all output is in demo/. To begin anew, delete demo/.")
     run(f"corpus examples/proteins.fasta.gz --out {DEMO}/corpus --valid-ratio 0.04")
-    run(f"pretrain --corpus {DEMO}/corpus --run {DEMO}/run --steps {STEPS} {SETTINGS}")
+    run(f"pretrain --corpus {DEMO}/corpus --out {DEMO}/run --steps {STEPS} {SETTINGS}")
     run(f"export {DEMO}/run {DEMO}/model")
     # A model this small is never sure of the end: without the unlikely words no protein would get its <eos>.
     run(f"generate --model {DEMO}/model --num 16 --temperature 1 --top-p 1 --seed 0 --out {DEMO}/samples.fasta")

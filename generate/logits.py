@@ -6,13 +6,14 @@ from torch import Tensor
 
 
 def distribution(
-    logits: Float[Tensor, "batch choice"], temperature: float, top_p: float
+    logits: Float[Tensor, "batch choice"], temperature: float, top_p: float, keep: int | None = None
 ) -> Float64[Tensor, "batch choice"]:
     """Probabilities after temperature and nucleus.
 
     Args:
         temperature: divides the logits; 0 gives all to the likeliest choice (the first of equals).
         top_p: keeps the fewest likeliest choices that reach this probability together (Holtzman et al. 2020).
+        keep: a choice that the nucleus never removes.
 
     >>> distribution(torch.tensor([[0.5, 0.3, 0.2]]).log(), 1.0, 0.7)
     tensor([[0.6250, 0.3750, 0.0000]], dtype=torch.float64)
@@ -24,7 +25,7 @@ def distribution(
         return probabilities
     ranked, order = probabilities.sort(descending=True, stable=True)
     before = ranked.cumsum(-1) - ranked
-    kept = ranked.masked_fill_(before >= top_p, 0.0)
+    kept = ranked.masked_fill_((before >= top_p) & (order != (-1 if keep is None else keep)), 0.0)
     return torch.zeros_like(kept).scatter_(-1, order, kept / kept.sum(-1, keepdim=True))
 
 

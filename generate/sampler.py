@@ -49,7 +49,8 @@ class SamplingConfig:
     temperature: float = 0.9
     """Divides the logits; 0 always takes the likeliest residue."""
     top_p: float = 0.8
-    """Draw from the fewest likeliest residues that reach this probability together; 1 draws from all."""
+    """Draw from the fewest likeliest residues that reach this probability together; 1 draws from all. The end of the
+    protein is never left out."""
     max_length: int = 1000
     """Residues, prompt included, at which a protein is cut."""
     batch_size: int = 32
@@ -182,7 +183,10 @@ def _write(
     logits = logits[-1:].expand(batch, -1)
     for step in range(steps):
         allowed = choices if step or len(residues) else amino_acids  # a protein has a residue
-        token = allowed[draw(distribution(logits[:, allowed], config.temperature, config.top_p), uniforms[step, rows])]
+        # a protein ends once in hundreds of residues, so that a nucleus over all choices would never let it end
+        end = len(amino_acids) if len(allowed) == len(choices) else None
+        chances = distribution(logits[:, allowed], config.temperature, config.top_p, keep=end)
+        token = allowed[draw(chances, uniforms[step, rows])]
         tokens[step, rows] = token
         nll[len(residues) + step, rows] = F.cross_entropy(logits, token, reduction="none")
         going = token != EOS

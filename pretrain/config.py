@@ -7,7 +7,9 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from xtrimo.config import GLMConfig, preset
 from xtrimo.errors import ConfigError
@@ -154,7 +156,7 @@ class PretrainConfig:
 
     corpus: Path
     """Corpus directory written by `xtrimo corpus`."""
-    run: Path
+    run: Annotated[Path, arg(name="out")]  # --run would be read by torchrun, as short for its --run-path
     """Run folder: config, checkpoints, metrics."""
     model: str = "glm-8m"
     """Preset: glm-1m, glm-8m, glm-35m, glm-150m, or the shape of a published checkpoint (see xtrimo/config.py)."""

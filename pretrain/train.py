@@ -1,73 +1,22 @@
-"""`xtrimo pretrain`: the loop. One CPU process, or the ranks of torchrun; start it again and it resumes.
+"""The verb `xtrimo pretrain`. One CPU process, or the ranks of torchrun; start it again and it resumes.
 
-xtrimo pretrain --corpus corpus --run runs/first --model glm-1m --steps 500
+xtrimo pretrain --corpus corpus --out runs/first --model glm-1m --steps 500
 torchrun --nproc-per-node 2 -m xtrimo pretrain ... --parallel.tensor-degree 2
 """
 
-import logging
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import tyro
-from megatron.core import parallel_state
 
-from pretrain import checkpoint
 from pretrain.config import PretrainConfig
-from pretrain.corpus import Corpus
-from pretrain.data import Stream, validation_rows
-from pretrain.monitor import Monitor
-from pretrain.parallel import is_main_rank, process_groups
-from pretrain.trainer import Losses, Trainer
-from xtrimo.packing import Row
-
-logger = logging.getLogger(__name__)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """The verb `xtrimo pretrain`."""
-    pretrain(tyro.cli(PretrainConfig, args=args, prog="xtrimo pretrain"))
+    config = tyro.cli(PretrainConfig, args=args, prog="xtrimo pretrain")
+    warnings.filterwarnings("ignore", module="megatron")  # it tells which CUDA packages it does without
 
+    from pretrain.loop import pretrain  # torch and megatron take seconds, which --help need not wait for
 
-def pretrain(config: PretrainConfig) -> Losses:
-    """Train, or go on training, until `config.steps`; the last validation's losses.
-
-    Raises:
-        CorpusError: if the corpus cannot be read.
-        CheckpointError: if the run folder holds a run with other settings.
-    """
-    corpus = Corpus.open(config.corpus)
-    with process_groups(config):
-        stream = Stream(corpus, config)
-        rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        held_out = {name: rows[rank::ranks] for name, rows in validation_rows(corpus, config).items()}
-        trainer = Trainer(config)
-        checkpoints = config.run / "checkpoints"
-        done = checkpoint.load(trainer, checkpoints)
-        if is_main_rank():
-            _write_config(config)
-            logger.info("%s, %d parameters, from step %d", config.model, config.glm.num_params, done)
-        with Monitor(config, done) as monitor:
-            losses = _validate(trainer, held_out) if done == config.steps else None
-            for step in range(done, config.steps):
-                monitor.step(step + 1, trainer.step(stream.step(step, rank, ranks)))
-                last = step + 1 == config.steps
-                if last or (config.validate_every and (step + 1) % config.validate_every == 0):
-                    losses = _validate(trainer, held_out)
-                    monitor.validation(step + 1, losses)
-                if last or (step + 1) % config.save_every == 0:
-                    checkpoint.save(trainer, checkpoints, step + 1, config.keep)
-                    monitor.restart_clock()
-    assert losses is not None  # the last step validates
-    return losses
-
-
-def _validate(trainer: Trainer, held_out: dict[str, list[Row]]) -> Losses:
-    return trainer.evaluate([row for rows in held_out.values() for row in rows])
-
-
-def _write_config(config: PretrainConfig) -> None:
-    config.run.mkdir(parents=True, exist_ok=True)
-    path: Path = config.run / "config.json"
-    work = path.with_suffix(".tmp")
-    work.write_text(config.to_json())
-    work.rename(path)
+    pretrain(config)

@@ -9,6 +9,7 @@ The order is the one the published ProteinGLM checkpoints were trained with (joi
     '<gmask><sop><eos>MK'
 """
 
+import logging
 import re
 from typing import Literal
 
@@ -16,6 +17,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from xtrimo.errors import ConfigError, SequenceError
+from xtrimo.log import warn_once
+
+logger = logging.getLogger(__name__)
 
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
 RESIDUES = AMINO_ACIDS + "XBUZO"
@@ -46,12 +50,16 @@ def encode_residues(
 ) -> UInt8[np.ndarray, "length"]:
     """Token ids of a bare protein sequence, one per letter, without any special word.
 
-    Lower case is folded. `unknown` says what happens to a letter outside the 20 amino acids and X, B, U, Z, O:
-    "error" raises, "x" reads it as X, "skip" also raises, and the caller that walks over records drops the record.
+    Lower case is folded, a final "*" (a stop codon) dropped with a warning. `unknown` says what happens to a letter
+    outside the 20 amino acids and X, B, U, Z, O: "error" raises, "x" reads it as X, "skip" also raises, and the caller
+    that walks over records drops the record.
 
     Raises:
         SequenceError: naming the record, the 1-based position and the letter; or that the sequence is empty.
     """
+    if sequence.endswith("*"):
+        warn_once(logger, "a final * (stop codon) was dropped")
+        sequence = sequence[:-1]
     letters = np.frombuffer(sequence.encode("latin-1", errors="replace"), dtype=np.uint8)
     ids = _TABLE[letters]
     if not len(ids):

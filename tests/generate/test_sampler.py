@@ -59,6 +59,11 @@ def test_nucleus_keeps_the_choice_that_reaches_top_p() -> None:
     np.testing.assert_allclose(got[0], [0.5, 0.5, 0, 0])
 
 
+def test_nucleus_never_removes_the_choice_to_keep() -> None:
+    got = distribution(logits_of(0.05, 0.5, 0.35, 0.1), 1.0, 0.8, keep=0)
+    np.testing.assert_allclose(got[0], np.array([0.05, 0.5, 0.35, 0]) / 0.9, atol=1e-6)
+
+
 def test_draw_follows_the_distribution() -> None:
     law = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
     uniform = torch.arange(1, 1001, dtype=torch.float64) / 1000
@@ -77,7 +82,8 @@ def test_first_residue_follows_the_model(model: GLM, prompt: str) -> None:
     choices = [*range(1, 21), *([34] if prompt else [])]  # a protein has a residue; then it may end
     law = (logits[choices] / 0.9).softmax(0).numpy()
     order = np.argsort(-law)
-    law[order[np.searchsorted(law[order].cumsum(), 0.8) + 1 :]] = 0
+    outside = order[np.searchsorted(law[order].cumsum(), 0.8) + 1 :]
+    law[outside[outside < 20]] = 0  # the end is never left out
     law /= law.sum()
     num = 4000
     samples = sample(model, num=num, prompt=prompt, max_length=len(prompt) + 1, batch_size=1000)

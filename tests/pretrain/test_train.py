@@ -38,7 +38,7 @@ def corpus(tmp_path_factory):
 
 def flags(corpus: Path, run: Path) -> list[str]:
     return [
-        "--corpus", str(corpus), "--run", str(run), "--model", "glm-1m", "--steps", str(STEPS), "--log-every", "1",
+        "--corpus", str(corpus), "--out", str(run), "--model", "glm-1m", "--steps", str(STEPS), "--log-every", "1",
         "--save-every", "2", "--validate-every", "3", "--valid-tokens", "500", "--batch.rows", "1",
         "--batch.row-length", "256", "--optimizer.learning-rate", "3e-3",
     ]  # fmt: skip

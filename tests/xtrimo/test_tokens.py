@@ -54,9 +54,17 @@ def test_lower_case_is_folded(sequence: str) -> None:
 @pytest.mark.parametrize("letter", ["J", "*", "-", ".", "1", " ", "\n", "<", "é", "ß", "\u0394", "\x00"])
 def test_other_letters_are_named_or_read_as_x(letter: str) -> None:
     with pytest.raises(SequenceError, match=r"^protein7: position 3 is .*--unknown") as error:
-        encode_residues(f"MK{letter}V{letter}", name="protein7")
+        encode_residues(f"MK{letter}{letter}V", name="protein7")
     assert repr(letter) in str(error.value) and "2 such letters" in str(error.value)
     assert encode_residues(f"MK{letter}V", unknown="x").tolist() == [17, 12, tokens.X, 4]
+
+
+def test_a_final_stop_is_dropped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert encode_residues("MKV*").tolist() == [17, 12, 4]
+    assert [record.message for record in caplog.records] == ["a final * (stop codon) was dropped"]
+    with pytest.raises(SequenceError, match="empty"):
+        encode_residues("*")
 
 
 def test_empty_sequence_is_refused() -> None:
