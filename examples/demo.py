@@ -8,9 +8,9 @@ model predicts the held-out residues of any objective no better than their frequ
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # what needs torch is imported after the first command, which
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")
-STEPS = 400
+STEPS = 480
+RANKS = min(2, os.cpu_count() or 1)
 SETTINGS = (
     "--model glm-1m --batch.rows 2 --batch.row-length 2048"
     " --optimizer.learning-rate 2e-3 --optimizer.min-learning-rate-ratio 0.02 --optimizer.warmup-ratio 0.04"
@@ -36,6 +37,16 @@ def run(command: str) -> None:
     """One `xtrimo` command; ends the demo if it fails."""
     print(f"\n$ xtrimo {command}", flush=True)
     if status := xtrimo(command.split()):
+        sys.exit(status)
+
+
+def run_on_ranks(command: str) -> None:
+    """One `xtrimo` command on data-parallel processes of one thread: matrices this small leave a second thread idle."""
+    launch = f"--standalone --nproc-per-node {RANKS} -m xtrimo {command}"
+    print(f"\n$ torchrun {launch}", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *launch.split()]
+    if status := subprocess.run(torchrun, env=environment).returncode:
         sys.exit(status)
 
 
@@ -73,14 +84,13 @@ def report(results: "list[Comparison]", samples: list[Record], rates: tuple[floa
 
 def main() -> int:
     """Run the demo; the exit status."""
-    warnings.filterwarnings("ignore", module="megatron")  # it tells which CUDA packages it does without
     began = time.monotonic()
     os.chdir(ROOT)
     if (DEMO / "report.md").exists():
         shutil.rmtree(DEMO)
     print("A GLM of a million weights learns bacterial proteins; all output is in demo/. To begin anew, delete demo/.")
     run(f"corpus examples/proteins.fasta.gz --out {DEMO}/corpus --valid-ratio 0.04")
-    run(f"pretrain --corpus {DEMO}/corpus --out {DEMO}/run --steps {STEPS} {SETTINGS}")
+    run_on_ranks(f"pretrain --corpus {DEMO}/corpus --out {DEMO}/run --steps {STEPS} {SETTINGS}")
     run(f"export {DEMO}/run {DEMO}/model")
     # A model this small is never sure of the end: without the unlikely words no protein would get its <eos>.
     run(f"generate --model {DEMO}/model --num 16 --temperature 1 --top-p 1 --seed 0 --out {DEMO}/samples.fasta")

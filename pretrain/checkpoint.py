@@ -1,10 +1,11 @@
 """Training checkpoints: megatron's sharded `torch_dist` format, one folder a step, visible only when complete.
 
-    run/checkpoints/step-00000100/     model, optimizer and schedule; any layout can load it
+    run/checkpoints/step-00000100/     model and optimizer; any layout can load it
 
 A checkpoint is written beside its final name and renamed by one rank after all have finished, so a killed save leaves
-nothing that a restart would read. The format's metadata is a pickle: load only checkpoints you trust, and share model
-directories (`xtrimo export`), which hold none. Batches are a pure function of the step, so no random state is saved.
+nothing that a restart would read. Batches and the learning rate are functions of the step, so neither random state nor
+schedule is saved. The format's metadata is a pickle: load only checkpoints you trust, and share model directories
+(`xtrimo export`), which hold none.
 """
 
 import json
@@ -87,11 +88,11 @@ def load(trainer: Trainer, folder: Path) -> int:
     state: dict[str, Any] = dist_checkpointing.load(_state(trainer, loading=True), str(path))
     trainer.core.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.scheduler.load_state_dict(state["scheduler"])
+    trainer.scheduler.step(done[-1])  # its state is the step; so a longer run may go on from a shorter one
     return done[-1]
 
 
 def _state(trainer: Trainer, *, loading: bool) -> dict[str, Any]:
     model = trainer.core.sharded_state_dict(metadata=dict(_METADATA))
     optimizer = trainer.optimizer.sharded_state_dict(dict(model), is_loading=loading, metadata=dict(_METADATA))
-    return {"model": model, "optimizer": optimizer, "scheduler": trainer.scheduler.state_dict()}
+    return {"model": model, "optimizer": optimizer}

@@ -33,6 +33,22 @@ def flags(verb: str) -> str:
     return "".join(f"{verb} {name}\n" for name in names)
 
 
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path) -> None:
+    block = "import sys; sys.modules['megatron'] = None; from xtrimo.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    args = ["pretrain", "--corpus", str(tmp_path), "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", block, *args], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "xtrimo: xtrimo pretrain needs megatron, which is not installed; run: pip install 'xtrimo[pretrain]'\n"
+    )
+
+
+def test_an_unusable_path_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    raising(monkeypatch, FileExistsError(17, "File exists", str(tmp_path / "run")))
+    assert cli.main(["pretrain"]) == 2
+    assert capsys.readouterr().err == f"xtrimo: {tmp_path / 'run'}: File exists\n"
+
+
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Let every verb raise `error`."""
 

@@ -43,24 +43,29 @@ def usage() -> str:
 
 
 def find(name: str) -> Run:
-    """Import the function behind a verb.
+    """Import the function behind a verb."""
+    module, _, function = VERBS[name].target.partition(":")
+    found: Run = getattr(importlib.import_module(module), function)
+    return found
+
+
+def run(name: str, args: Sequence[str]) -> None:
+    """Run a verb; most import what is large only then.
 
     Raises:
         MissingExtraError: when a package outside this project is not installed, naming how to get it.
     """
-    verb = VERBS[name]
-    module, _, function = verb.target.partition(":")
     try:
-        run: Run = getattr(importlib.import_module(module), function)
+        find(name)(args)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing in {ours.target.partition(".")[0] for ours in VERBS.values()}:
+        if missing in {verb.target.partition(".")[0] for verb in VERBS.values()}:
             raise  # a file of ours: our own bug, which deserves its traceback
-        package = f"xtrimo[{verb.extra}]" if verb.extra else "xtrimo"
+        extra = VERBS[name].extra
+        package = f"xtrimo[{extra}]" if extra else "xtrimo"
         raise MissingExtraError(
             f"xtrimo {name} needs {missing}, which is not installed; run: pip install '{package}'"
         ) from error
-    return run
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -76,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 from xtrimo.log import configure
 
                 configure()
-                find(name)(rest)
+                run(name, rest)
             else:
                 raise XtrimoError(f"no verb {name!r}; known: {', '.join(VERBS)}")
         finally:
@@ -91,6 +96,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `xtrimo ... | head`; what is left in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:
+        if error.filename is None or os.environ.get("XTRIMO_DEBUG") == "1":
+            raise
+        print(f"xtrimo: {error.filename}: {error.strerror}", file=sys.stderr)
+        return FAILED
     return 0
 
 

@@ -135,6 +135,22 @@ def plain():
     return reference()
 
 
+def train_bf16(rank: int, parallel: ParallelConfig) -> list[float]:
+    config = make_config(parallel, precision="bf16")
+    with process_groups(config):
+        trainer = Trainer(config)
+        share = ROWS // 2
+        return [trainer.step(make_rows(step)[rank * share : (rank + 1) * share]).losses.loss for step in range(STEPS)]
+
+
+def test_bf16_follows_fp32(plain):
+    """bf16 keeps 8 bits: the losses agree to a few parts in a thousand."""
+    expected = [loss for loss, _ in plain[0]]
+    for got in run_distributed(train_bf16, 2, ParallelConfig(distributed_optimizer=True)):
+        np.testing.assert_allclose(got, expected, atol=2e-2, rtol=0)
+        assert got != expected
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_trains_like_plain_pytorch(layout, plain):
     world_size, parallel = LAYOUTS[layout]

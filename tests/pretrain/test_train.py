@@ -1,7 +1,9 @@
 """The trainer through its real entry points: it learns, survives a kill, resumes bitwise, exports what it trained."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +101,16 @@ def test_finished_run_validates_again_and_stops(corpus, unbroken):
     before = losses(unbroken)
     run_distributed(train_with, 1, flags(corpus, unbroken))
     assert losses(unbroken) == before
+
+
+def test_a_finished_run_goes_on_with_more_steps(corpus, unbroken, tmp_path):
+    shutil.copytree(unbroken, run := tmp_path / "longer")
+    run_distributed(train_with, 1, [*flags(corpus, run), "--steps", str(STEPS + 2)])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["lr"] for line in lines if line["split"] == "train"}
+    assert list(rates) == list(range(1, STEPS + 3))
+    cosine = (1 + math.cos(math.pi * (STEPS + 1) / (STEPS + 2))) / 2  # the schedule of the longer run; no warm-up
+    assert rates[STEPS + 1] == pytest.approx(3e-4 + cosine * (3e-3 - 3e-4))
 
 
 def test_other_settings_do_not_resume(corpus, unbroken):
