@@ -126,8 +126,8 @@ class GLMConfig:
         return self.num_layers * (2 * (4 * h * h + 3 * h * f) + 4 * length * h) + 2 * self.vocab_size * h
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return dataclasses.asdict(self)
+        """A JSON-ready dictionary; it also states what follows from the fields for who reads it elsewhere."""
+        return {**dataclasses.asdict(self), "prompt_style": self.prompt_style}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "GLMConfig":
@@ -135,9 +135,16 @@ class GLMConfig:
 
         Raises:
             TypeError: a field is missing or unknown.
+            ConfigError: the stated prompt style is not that of the objectives.
         """
-        tuples: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
-        return cls(**tuples)
+        own: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+        style = own.pop("prompt_style", None)
+        config = cls(**own)
+        if style not in (None, config.prompt_style):
+            raise ConfigError(
+                f"prompt_style is {style!r}, but objectives {config.objectives} make it {config.prompt_style}"
+            )
+        return config
 
 
 def _published(layers: int, hidden: int, heads: int, ffn: int, objective: Objective, **changes: Any) -> GLMConfig:

@@ -112,6 +112,13 @@ def test_a_config_survives_json(name: str) -> None:
     assert GLMConfig.from_dict(json.loads(json.dumps(PRESETS[name].to_dict()))) == PRESETS[name]
 
 
+def test_a_config_states_its_prompt_style() -> None:
+    fields = PRESETS["glm-1m"].to_dict()
+    assert fields["prompt_style"] == "gmask" and PRESETS["proteinglm-1b"].to_dict()["prompt_style"] == "none"
+    with pytest.raises(ConfigError, match="prompt_style is 'none'"):
+        GLMConfig.from_dict(fields | {"prompt_style": "none"})
+
+
 SMALL: dict[str, Any] = dict(num_layers=2, hidden_size=64, num_heads=4, ffn_size=64)
 
 
