@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from pretrain.corpus import Corpus
-from pretrain.curves import plot_curves
+from pretrain.curves import plot_curves, read_metrics
 from pretrain.export import ExportConfig, export_run
 from pretrain.held_out import compare, markdown, validation_config
 from xtrimo.checkpoint import load
@@ -75,7 +75,7 @@ def _mixture(objectives: tuple[str, ...], curriculum: dict[str, Any]) -> str:
 
 
 def _speed(metrics: Path, step: int) -> str:
-    entries = [json.loads(line) for line in metrics.read_text().splitlines()]
+    entries = read_metrics(metrics)
     training = [entry for entry in entries if entry["split"] == "train" and entry["step"] <= step]
     rates, shares = ([entry[key] for entry in training] for key in ("residues_per_second", "mfu"))
     return (

@@ -5,7 +5,6 @@ After an interruption it goes on where it was; once finished, the next run start
 model predicts the held-out residues of any objective no better than their frequencies do.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -61,7 +60,9 @@ def judge(model_directory: Path, corpus: Path, valid_tokens: int) -> "list[Compa
 
 def speed(metrics: Path) -> tuple[float, float]:
     """Median residues/s of the training run, and the MFU that goes with it."""
-    entries = [json.loads(line) for line in metrics.read_text().splitlines()]
+    from pretrain.curves import read_metrics
+
+    entries = read_metrics(metrics)
     rates = sorted((e["residues_per_second"], e["mfu"]) for e in entries if e["split"] == "train")
     return rates[len(rates) // 2]
 
@@ -76,7 +77,7 @@ def report(results: "list[Comparison]", samples: list[Record], rates: tuple[floa
         f"\n\n{markdown(results)}\n\n"
         f"Trained at {rates[0]:,.0f} residues/s; MFU {rates[1]:.0%} of the matrix-product rate measured when training"
         " began (other work on the machine blurs both).\n"
-        f"The demo took {seconds:.0f} s, and {time.process_time():.0f} s of processor time.\n\n"
+        f"The demo took {seconds:.0f} s, and {sum(os.times()[:4]):.0f} s of processor time.\n\n"
         f"The first 80 residues of three of the {len(samples)} proteins in samples.fasta:\n\n{shown}\n\n"
         "![training](loss.png)\n"
     )

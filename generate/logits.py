@@ -13,7 +13,7 @@ def distribution(
     Args:
         temperature: divides the logits; 0 gives all to the likeliest choice (the first of equals).
         top_p: keeps the fewest likeliest choices that reach this probability together (Holtzman et al. 2020).
-        keep: a choice that the nucleus never removes.
+        keep: a choice outside the nucleus: its own probability stays, the others share the rest.
 
     >>> distribution(torch.tensor([[0.5, 0.3, 0.2]]).log(), 1.0, 0.7)
     tensor([[0.6250, 0.3750, 0.0000]], dtype=torch.float64)
@@ -23,9 +23,20 @@ def distribution(
     probabilities = (logits.double() / temperature).softmax(-1)
     if top_p == 1:
         return probabilities
+    if keep is None:
+        return _nucleus(probabilities, top_p)
+    others = probabilities.clone()
+    others[:, keep] = 0
+    share = others.sum(-1, keepdim=True)
+    out = _nucleus(others / share, top_p) * share
+    out[:, keep] = probabilities[:, keep]
+    return out
+
+
+def _nucleus(probabilities: Float64[Tensor, "batch choice"], top_p: float) -> Float64[Tensor, "batch choice"]:
     ranked, order = probabilities.sort(descending=True, stable=True)
     before = ranked.cumsum(-1) - ranked
-    kept = ranked.masked_fill_((before >= top_p) & (order != (-1 if keep is None else keep)), 0.0)
+    kept = ranked.masked_fill_(before >= top_p, 0.0)
     return torch.zeros_like(kept).scatter_(-1, order, kept / kept.sum(-1, keepdim=True))
 
 

@@ -50,7 +50,7 @@ class SamplingConfig:
     """Divides the logits; 0 always takes the likeliest residue."""
     top_p: float = 0.8
     """Draw from the fewest likeliest residues that reach this probability together; 1 draws from all. The end of the
-    protein is never left out."""
+    protein keeps its own probability."""
     max_length: int = 1000
     """Residues, prompt included, at which a protein is cut."""
     batch_size: int = 32

@@ -1,1 +1,1 @@
-"""What a model knows about proteins, measured: the folder of tasks and heads."""
+"""Empty: the place of task heads."""

@@ -5,6 +5,7 @@ Everything is checked before a process group exists: an impossible run dies at o
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +31,7 @@ class BatchConfig:
     rows: int = 4
     """Rows in a full batch, over all data-parallel ranks."""
     cluster_balanced: bool = False
-    """Draw clusters, not proteins, with equal chance; needs a corpus built with a cluster file."""
+    """Draw the clusters of a source, not its proteins, with equal chance; needs a corpus built with a cluster file."""
     start_rows: int = 0
     """Rows of the first step when the batch ramps up; 0 starts with the full batch."""
     ramp_increment: int = 0
@@ -41,7 +42,12 @@ class BatchConfig:
     def __post_init__(self) -> None:
         _require(self.row_length >= 16, f"row_length is {self.row_length}; a row needs at least 16 tokens")
         _require(self.rows >= 1, f"rows is {self.rows}; a batch needs at least 1")
+        _require(
+            bool(self.start_rows) or not (self.ramp_increment or self.ramp_rows),
+            f"ramp_increment {self.ramp_increment} and ramp_rows {self.ramp_rows} need start_rows, which is 0: no ramp",
+        )
         if self.start_rows:
+            _require(self.start_rows > 0, f"start_rows is {self.start_rows}; it must not be negative")
             steps = self.rows - self.start_rows
             ok = steps > 0 < self.ramp_increment and steps % self.ramp_increment == 0 and self.ramp_rows > 0
             _require(ok, f"the ramp from {self.start_rows} to {self.rows} rows by {self.ramp_increment} over"
@@ -108,10 +114,14 @@ class OptimizerConfig:
     """Scale of the gradient that reaches the input embedding (GLM-130B's embedding-gradient shrink)."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be positive")
+        for name in ("learning_rate", "eps", "clip_norm"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"{name} is {value}; it must be positive and finite")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in 0..1, below 1")
+        _require(0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}; it must not be negative")
         for name in ("min_learning_rate_ratio", "warmup_ratio", "embedding_gradient"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be in 0..1")
-        _require(self.clip_norm > 0, f"clip_norm is {self.clip_norm}; it must be positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +135,10 @@ class ParallelConfig:
     distributed_optimizer: bool = False
     """Shard optimizer state over the data-parallel ranks (ZeRO-1)."""
 
+    def __post_init__(self) -> None:
+        for name in ("tensor_degree", "pipeline_degree"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+
     def data_degree(self, world_size: int) -> int:
         """Data-parallel ranks of a job of `world_size` ranks.
 
@@ -133,7 +147,7 @@ class ParallelConfig:
         """
         shard = self.tensor_degree * self.pipeline_degree
         _require(
-            min(self.tensor_degree, self.pipeline_degree) >= 1 and world_size % shard == 0,
+            world_size % shard == 0,
             f"{world_size} ranks cannot hold tensor {self.tensor_degree} x pipeline {self.pipeline_degree} = {shard}"
             " ranks a replica; use a multiple",
         )
@@ -183,8 +197,13 @@ class PretrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "keep", "log_every", "save_every"):
+        for name in ("steps", "keep", "log_every", "save_every", "valid_tokens"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        _require(self.validate_every >= 0, f"validate_every is {self.validate_every}; it must not be negative")
+        _require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
+        _require(
+            self.objective.reverse_ratio < 1, "reverse_ratio is 1; some samples must read forward, as generation does"
+        )
         self.parallel.check(self.glm)
         self.curriculum.final_shares(self.glm)
 
@@ -192,10 +211,9 @@ class PretrainConfig:
     def glm(self) -> GLMConfig:
         """The model as this run trains it: the preset, with its row length and reading directions."""
         ratio = self.objective.reverse_ratio
-        asked = ("forward",) * (ratio < 1) + ("reverse",) * (ratio > 0)
         known = preset(self.model)
-        directions = tuple(direction for direction in asked if direction in known.directions)
-        return dataclasses.replace(known, max_length=self.batch.row_length, directions=directions or known.directions)
+        directions = known.directions if ratio > 0 else ("forward",)
+        return dataclasses.replace(known, max_length=self.batch.row_length, directions=directions)
 
     def check_ranks(self, world_size: int) -> int:
         """Data-parallel degree of a job of `world_size` ranks; refuses batches it cannot share equally."""
@@ -211,17 +229,10 @@ class PretrainConfig:
         return json.dumps({**dataclasses.asdict(self), "glm": self.glm.to_dict()}, indent=1, default=str) + "\n"
 
     def what_fixes_the_run(self) -> dict[str, Any]:
-        """The part that a resumed run must share with the run it continues: all but places, rhythm and layout."""
-        free = {
-            "run",
-            "corpus",
-            "steps",
-            "validate_every",
-            "valid_tokens",
-            "save_every",
-            "keep",
-            "log_every",
-            "parallel",
-        }
+        """The part that a resumed run must share with the run it continues: all but places, rhythm and degrees.
+
+        Whether the optimizer is sharded is in it: megatron reads neither kind of checkpoint into the other.
+        """
+        kept = ("model", "glm", "seed", "precision", "batch", "objective", "curriculum", "optimizer")
         facts: dict[str, Any] = json.loads(self.to_json())
-        return {name: value for name, value in facts.items() if name not in free}
+        return {name: facts[name] for name in kept} | {"distributed_optimizer": self.parallel.distributed_optimizer}

@@ -193,6 +193,12 @@ class Corpus:
         return tuple(source.weight for source in self.meta.sources)
 
     @property
+    def fingerprint(self) -> str:
+        """Of the content and the weights; the same corpus at another path has the same one."""
+        content = json.dumps([[file.name, file.size, file.checksum] for file in _files(self.meta)])
+        return hashlib.blake2b(f"{content}{self.source_weights}".encode(), digest_size=16).hexdigest()
+
+    @property
     def has_clusters(self) -> bool:
         """Whether `clusters` came from a cluster file, so that no cluster is in both splits."""
         return self.meta.has_clusters

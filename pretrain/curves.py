@@ -6,12 +6,23 @@ other runs, not with residue n-grams. held_out.py does that.
 
 import json
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from xtrimo.errors import CheckpointError, MissingExtraError
 from xtrimo.objectives import OBJECTIVES
 
 Curve = list[tuple[int, float]]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a run's metrics.jsonl, none if there is no file; a last line cut short by a kill is left out."""
+    entries = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return entries
 
 
 def read_curves(metrics: Path) -> dict[tuple[str, str], Curve]:
@@ -21,8 +32,7 @@ def read_curves(metrics: Path) -> dict[tuple[str, str], Curve]:
         CheckpointError: if there is no such file, or nothing in it yet.
     """
     curves: dict[tuple[str, str], Curve] = defaultdict(list)
-    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
-        entry = json.loads(line)
+    for entry in read_metrics(metrics):
         for name in OBJECTIVES:
             if f"nats_{name}" in entry:
                 curves[entry["split"], name].append((entry["step"], entry[f"nats_{name}"]))

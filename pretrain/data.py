@@ -8,6 +8,7 @@ depends on who asks, so ranks take slices, a resumed run continues exactly, and 
 Random numbers are Philox streams keyed by (seed, epoch) and counted by item: no state to save.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,10 +19,14 @@ from pretrain.config import BatchConfig, PretrainConfig
 from pretrain.corpus import Corpus, Split
 from xtrimo.config import GLMConfig
 from xtrimo.errors import CorpusError
+from xtrimo.log import warn_once
 from xtrimo.objectives import OBJECTIVES, Example, Fragment, ObjectiveConfig
 from xtrimo.packing import Row, pack
 
+logger = logging.getLogger(__name__)
+
 NAMES = tuple(OBJECTIVES)
+_VALIDATION = 1 << 32  # validation draws from streams of epochs that no training reaches
 
 
 def random_stream(seed: int, epoch: int, item: int = -1) -> np.random.Generator:
@@ -70,6 +75,10 @@ class Stream:
         self.corpus, self.config, self.model = corpus, config, config.glm
         if not len(corpus.train):
             raise CorpusError(f"{corpus.path} has no training proteins; build it from more sequences")
+        if config.batch.cluster_balanced and not corpus.has_clusters:
+            raise CorpusError(
+                f"{corpus.path} knows no clusters, which cluster_balanced draws; build it with --clusters cluster.tsv"
+            )
         self.objective = objective_config(config.objective, self.model)
         self.longest = longest_fragments(config.batch.row_length)
         self._epochs: list[tuple[int, int]] = [(0, 0)]  # rows and tokens before each epoch, as far as known
@@ -204,11 +213,18 @@ def fill_rows(sizes: Int64[np.ndarray, "item"], row_length: int) -> Int64[np.nda
     return np.array(starts, dtype=np.int64)
 
 
+def validation_order(corpus: Corpus, seed: int) -> Int64[np.ndarray, "protein"]:
+    """The held-out proteins in the order in which validation takes them."""
+    return random_stream(seed, _VALIDATION).permutation(len(corpus.valid))
+
+
 def validation_rows(corpus: Corpus, config: PretrainConfig) -> dict[str, list[Row]]:
     """Held-out rows of each of the model's objectives; proteins and masks are fixed by the seed."""
     model, row_length = config.glm, config.batch.row_length
     objective = objective_config(config.objective, model)
-    order = random_stream(config.seed, 0).permutation(len(corpus.valid))
+    order = validation_order(corpus, config.seed)
+    if not len(order):
+        warn_once(logger, "%s holds nothing out, so nothing is validated; build it with --valid-ratio", corpus.path)
     out: dict[str, list[Row]] = {}
     for index, name in enumerate(NAMES):
         if name not in model.objectives or not len(order):
@@ -216,7 +232,7 @@ def validation_rows(corpus: Corpus, config: PretrainConfig) -> dict[str, list[Ro
         longest = longest_fragments(row_length)[name]
         examples, size = [], 0
         for item, protein in enumerate(order):
-            rng = random_stream(config.seed, index + 1, item)
+            rng = random_stream(config.seed, _VALIDATION + index + 1, item)
             example = OBJECTIVES[name].build(crop(corpus.valid[int(protein)], longest, rng), rng, objective)
             examples.append(example)
             size += len(example.tokens)

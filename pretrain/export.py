@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -52,9 +53,10 @@ def export_run(config: ExportConfig) -> int:
         CheckpointError: if the run folder has no such checkpoint, or the checkpoint no such weights.
     """
     folder = config.run / "checkpoints"
-    found = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    found = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-" + "[0-9]" * 8))
     if not found or config.step not in (None, *found):
-        raise CheckpointError(f"{folder} has no checkpoint of step {config.step or 'any'}; it has {found or 'none'}")
+        asked = "" if config.step is None else f" of step {config.step}"
+        raise CheckpointError(f"{folder} has no checkpoint{asked}; it has {found or 'none'}")
     step = found[-1] if config.step is None else config.step
     run = json.loads((config.run / "config.json").read_text())
     glm = replace(
@@ -79,7 +81,12 @@ def read_weights(checkpoint: Path, glm: GLMConfig) -> dict[str, Tensor]:
     whole = {name: torch.empty(tensors[name].size, dtype=tensors[name].properties.dtype) for name in stored.values()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no process group is the point
-        load(whole, storage_reader=reader, no_dist=True)
+        try:
+            load(whole, storage_reader=reader, no_dist=True)
+        except (Exception, CheckpointException) as error:  # what a damaged file leads to; the latter is no Exception
+            raise CheckpointError(
+                f"{checkpoint} cannot be read: a file of it was cut or altered; choose another one with --step"
+            ) from error
     out = {}
     for ours, theirs in pairs(glm, "megatron").items():
         weight = whole[stored[theirs]]

@@ -31,9 +31,10 @@ class FusedAdam(torch.optim.Optimizer):
             done = group.get("step", 0)
             group["step"] = done + 1
             if params:
+                steps = [torch.tensor(float(done), device=p.device) for p in params]
                 adamw(
                     params, [p.grad for p in params], [self.state[p]["exp_avg"] for p in params],
-                    [self.state[p]["exp_avg_sq"] for p in params], [], [torch.tensor(float(done)) for _ in params],
+                    [self.state[p]["exp_avg_sq"] for p in params], [], steps,
                     fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
                     weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
                 )  # fmt: skip

@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64
 
 from pretrain.config import BatchConfig, PretrainConfig
 from pretrain.corpus import Corpus
-from pretrain.data import random_stream, validation_rows
+from pretrain.data import validation_order, validation_rows
 from pretrain.ngrams import ORDERS, Ngrams, fit_ngrams, residue_labels
 from xtrimo.config import PRESETS, GLMConfig
 from xtrimo.errors import ConfigError, CorpusError
@@ -91,7 +91,7 @@ def compare(model: GLM, config: PretrainConfig) -> list[Comparison]:
     if not len(corpus.valid):
         raise CorpusError(f"{corpus.path} has no held-out proteins; build it with --valid-ratio above 0")
     ngrams = fit_ngrams(corpus.train)
-    clusters = corpus.valid.clusters[random_stream(config.seed, 0).permutation(len(corpus.valid))]  # in the rows' order
+    clusters = corpus.valid.clusters[validation_order(corpus, config.seed)]  # in the rows' order
     out = []
     for objective, rows in validation_rows(corpus, config).items():
         proteins = np.concatenate([protein_sums(model, ngrams, row) for row in rows])

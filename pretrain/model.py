@@ -123,7 +123,7 @@ class MegatronGLM(LanguageModule):
     """One pipeline stage of the GLM.
 
     Args:
-        config: megatron's view of the model, from `setup.transformer_config`.
+        config: megatron's view of the model, from `trainer.transformer_config`.
         first, last: whether this stage holds the embedding, and the output layer with the loss.
     """
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import PretrainConfig
+from pretrain.curves import read_metrics
 from pretrain.parallel import device, is_main_rank
 from pretrain.trainer import Losses, StepResult
 
@@ -46,7 +47,7 @@ class Monitor:
         self.config, self.writes = config, is_main_rank()
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.peak = gemm_peak(dtype) * dist.get_world_size()
-        self.stepped = self.skipped = 0
+        self.stepped = 0
         self._sums = {"residues": 0.0, "tokens": 0.0, "flops": 0.0}
         self._since = time.perf_counter()
         self._progress: Any = None
@@ -89,7 +90,6 @@ class Monitor:
         for name, value in zip(self._sums, (losses.num_residues, losses.num_tokens, losses.num_flops), strict=True):
             self._sums[name] += value
         self.stepped += 1
-        self.skipped += not result.stepped
         if self._progress:
             self._progress.update(self._task, completed=step, description=f"loss {losses.loss:.4f}")
         if step % self.config.log_every and step != self.config.steps:
@@ -99,7 +99,7 @@ class Monitor:
         self._write(
             "train", step, losses, loss=losses.loss, gradient_norm=result.gradient_norm, lr=result.learning_rate,
             residues_per_second=self._sums["residues"] / seconds, tokens_per_second=self._sums["tokens"] / seconds,
-            mfu=3 * self._sums["flops"] / seconds / self.peak, skipped_steps=self.skipped, seconds_left=left,
+            mfu=3 * self._sums["flops"] / seconds / self.peak, seconds_left=left,
         )  # fmt: skip
         self.restart_clock()
 
@@ -117,7 +117,11 @@ class Monitor:
         if not self.writes:
             return
         per_objective = {f"nats_{name}": nats for name, nats in losses.nats.items()}
-        values = {**more, **per_objective, **{f"ppl_{name}": math.exp(nats) for name, nats in losses.nats.items()}}
+        values = {
+            **more,
+            **per_objective,
+            **{f"ppl_{name}": math.exp(min(nats, 700.0)) for name, nats in losses.nats.items()},
+        }
         self._metrics.write(json.dumps({"split": split, "step": step, "time": time.time(), **values}) + "\n")
         self._metrics.flush()
         for name, value in values.items():
@@ -128,6 +132,7 @@ class Monitor:
 
 def _drop_after(path: Path, step: int) -> None:
     """Remove metrics of steps that a resumed run will do again."""
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+    kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
+    work = path.with_suffix(".tmp")
+    work.write_text("".join(f"{json.dumps(entry)}\n" for entry in kept))
+    work.rename(path)

@@ -56,8 +56,6 @@ class StepResult:
     losses: Losses
     gradient_norm: float
     learning_rate: float
-    stepped: bool
-    """False when the gradients were not finite and the step was skipped."""
 
 
 def transformer_config(config: PretrainConfig) -> GLMTransformerConfig:
@@ -126,8 +124,8 @@ class Trainer:
         self.optimizer.zero_grad()
         losses = self._run(list(rows), forward_only=False)
         self.scheduler.step(1)  # before the update, so that the first step already learns
-        stepped, norm, _ = self.optimizer.step()
-        return StepResult(losses, float(norm or 0.0), self.optimizer.param_groups[0]["lr"], stepped)
+        _, norm, _ = self.optimizer.step()
+        return StepResult(losses, float(norm or 0.0), self.optimizer.param_groups[0]["lr"])
 
     def evaluate(self, rows: Iterable[Row]) -> Losses:
         """Losses of this rank's rows, without gradients; every rank of a pipeline gets the same rows."""
@@ -167,7 +165,7 @@ def _weigh(row: Row, nll: Float[Tensor, " token"]) -> tuple[Tensor, Tensor, dict
     total = (weights * nll.float()).sum()
     count = weights.sum().round().int()
     detached = nll.detach().double()
-    objectives = torch.as_tensor(row.objectives)
+    objectives = torch.as_tensor(row.objectives, device=nll.device)
     sums = torch.zeros(len(NAMES) + 2, 3, dtype=torch.float64, device=nll.device)
     asked = weights > 0
     sums[:-2, 0].index_add_(0, objectives[asked], detached[asked])

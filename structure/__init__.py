@@ -1,1 +1,1 @@
-"""From sequence to coordinates: the folder of the structure model."""
+"""Empty: the place of structure prediction."""

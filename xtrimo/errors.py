@@ -25,5 +25,9 @@ class CheckpointError(XtrimoError):
     """A model directory or training checkpoint that is missing, truncated, or altered."""
 
 
+class TrainingError(XtrimoError):
+    """A training run that cannot go on, such as one whose loss is no longer a number."""
+
+
 class MissingExtraError(XtrimoError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""

@@ -83,5 +83,5 @@ def _worker(
         dist.barrier()
         dist.destroy_process_group()
         results.put((rank, value, None))
-    except Exception:
+    except BaseException:  # a failed checkpoint read is no Exception
         results.put((rank, None, traceback.format_exc()))

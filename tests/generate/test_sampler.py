@@ -59,9 +59,10 @@ def test_nucleus_keeps_the_choice_that_reaches_top_p() -> None:
     np.testing.assert_allclose(got[0], [0.5, 0.5, 0, 0])
 
 
-def test_nucleus_never_removes_the_choice_to_keep() -> None:
-    got = distribution(logits_of(0.05, 0.5, 0.35, 0.1), 1.0, 0.8, keep=0)
-    np.testing.assert_allclose(got[0], np.array([0.05, 0.5, 0.35, 0]) / 0.9, atol=1e-6)
+@pytest.mark.parametrize(("top_p", "others"), [(0.8, [0.5 / 0.85, 0.35 / 0.85, 0]), (0.01, [1, 0, 0])])
+def test_a_choice_kept_out_of_the_nucleus_has_its_own_chance(top_p: float, others: list[float]) -> None:
+    got = distribution(logits_of(0.05, 0.5, 0.35, 0.1), 1.0, top_p, keep=0)
+    np.testing.assert_allclose(got[0], [0.05, *(0.95 * chance for chance in others)], atol=1e-6)
 
 
 def test_draw_follows_the_distribution() -> None:
@@ -82,9 +83,10 @@ def test_first_residue_follows_the_model(model: GLM, prompt: str) -> None:
     choices = [*range(1, 21), *([34] if prompt else [])]  # a protein has a residue; then it may end
     law = (logits[choices] / 0.9).softmax(0).numpy()
     order = np.argsort(-law)
-    outside = order[np.searchsorted(law[order].cumsum(), 0.8) + 1 :]
-    law[outside[outside < 20]] = 0  # the end is never left out
-    law /= law.sum()
+    end = law[20:].sum()  # keeps its chance, whatever the nucleus of the residues
+    order = order[order < 20]
+    law[order[np.searchsorted(law[order].cumsum() / (1 - end), 0.8) + 1 :]] = 0
+    law[:20] *= (1 - end) / law[:20].sum()
     num = 4000
     samples = sample(model, num=num, prompt=prompt, max_length=len(prompt) + 1, batch_size=1000)
     letters = [s.sequence[len(prompt) :] for s in samples]

@@ -17,6 +17,7 @@ import torch
 import xtrimo
 from pretrain import checkpoint
 from pretrain.config import BatchConfig, OptimizerConfig, PretrainConfig
+from pretrain.corpus import Corpus
 from pretrain.export import ExportConfig, export_run
 from xtrimo.errors import CheckpointError
 from xtrimo.testing import run_distributed, toy_sequences
@@ -113,6 +114,57 @@ def test_a_finished_run_goes_on_with_more_steps(corpus, unbroken, tmp_path):
     assert rates[STEPS + 1] == pytest.approx(3e-4 + cosine * (3e-3 - 3e-4))
 
 
+def test_a_metrics_file_cut_by_a_kill_resumes(corpus, unbroken, tmp_path):
+    shutil.copytree(unbroken, run := tmp_path / "cut")
+    shutil.rmtree(run / f"checkpoints/step-{STEPS:08}")
+    metrics = run / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    run_distributed(train_with, 1, flags(corpus, run))
+    assert losses(run) == losses(unbroken)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--steps", "5"], "has done 6 steps, the run is to have 5"),
+        (["--parallel.distributed-optimizer"], "distributed_optimizer: saved False, asked True"),
+        (["--optimizer.learning-rate", "1e9", "--out", "new"], "TrainingError: step .* is nan"),
+        (["--out", "{corpus}"], "is no run folder: it holds meta.json"),
+        (["--batch.cluster-balanced", "--out", "new"], "knows no clusters"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(corpus, unbroken, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match=message):
+        run_distributed(train_with, 1, [*flags(corpus, unbroken), *(word.format(corpus=corpus) for word in change)])
+
+
+def test_a_damaged_checkpoint_is_named(corpus, unbroken, tmp_path):
+    shutil.copytree(unbroken, run := tmp_path / "damaged")
+    for shard in (run / f"checkpoints/step-{STEPS:08}").glob("*.distcp"):
+        shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match=r"step-00000006 cannot be read.* remove it to go on"):
+        run_distributed(train_with, 1, flags(corpus, run))
+
+
+def test_export_names_a_damaged_checkpoint(unbroken, tmp_path):
+    shutil.copytree(unbroken, run := tmp_path / "damaged")
+    for shard in (run / f"checkpoints/step-{STEPS:08}").glob("*.distcp"):
+        shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="step-00000006 cannot be read"):
+        export_run(ExportConfig(run=run, out=tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_another_corpus_does_not_resume(corpus, unbroken, tmp_path):
+    from pretrain.corpus_building import CorpusConfig, build_corpus
+
+    (tmp_path / "in.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(toy_sequences(60, seed=5))))
+    build_corpus(CorpusConfig(inputs=(tmp_path / "in.fasta",), out=tmp_path / "corpus", min_length=5, valid_ratio=0.1))
+    with pytest.raises(RuntimeError, match="other settings.*corpus: saved"):
+        run_distributed(train_with, 1, flags(tmp_path / "corpus", unbroken))
+
+
 def test_other_settings_do_not_resume(corpus, unbroken):
     with pytest.raises(RuntimeError, match=r"CheckpointError.*trained with other settings.*seed: saved 0, asked 1"):
         run_distributed(train_with, 1, [*flags(corpus, unbroken), "--seed", "1"])
@@ -128,12 +180,12 @@ def logits_of_checkpoint(rank: int, run: Path, corpus: Path, row) -> np.ndarray:
     )  # fmt: skip
     with process_groups(config):
         trainer = Trainer(config)
-        assert checkpoint.load(trainer, run / "checkpoints") == STEPS
+        facts = config.what_fixes_the_run() | {"corpus": Corpus.open(corpus).fingerprint}
+        assert checkpoint.load(trainer, run / "checkpoints", facts) == STEPS
         return trainer.core(*map(torch.from_numpy, (row.tokens, row.positions, row.segments))).detach().numpy()
 
 
 def test_export_gives_the_trained_logits(corpus, unbroken, tmp_path):
-    from pretrain.corpus import Corpus
     from pretrain.data import validation_rows
 
     config = PretrainConfig(corpus=corpus, run=unbroken, model="glm-1m", batch=BatchConfig(rows=1, row_length=256))
