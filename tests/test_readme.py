@@ -84,4 +84,4 @@ def test_results_name_the_file_that_gives_them(line: str) -> None:
     scripts = re.findall(r"(?:python -m |make |xtrimo )([\w.]+)", line)
     assert scripts, line
     for script in scripts:
-        assert (ROOT / f"{script.replace('.', '/')}.py").exists() or script == "demo", line
+        assert (ROOT / f"{script.replace('.', '/')}.py").exists() or script in ("demo", "test"), line
