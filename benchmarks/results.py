@@ -21,6 +21,7 @@ from pretrain.curves import plot_curves, read_metrics
 from pretrain.export import ExportConfig, export_run
 from pretrain.held_out import compare, markdown, validation_config
 from xtrimo.checkpoint import load
+from xtrimo.objectives import ObjectiveConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -44,9 +45,11 @@ def section(config: ResultsConfig) -> str:
     with tempfile.TemporaryDirectory() as folder:
         step = export_run(ExportConfig(run=config.run, out=Path(folder) / "model"))
         model = load(Path(folder) / "model")
-    results = compare(
-        model, validation_config(model.config, config.corpus, seed=run["seed"], valid_tokens=config.valid_tokens)
-    )
+    judged = validation_config(
+        model.config, config.corpus, seed=run["seed"], valid_tokens=config.valid_tokens,
+        objective=ObjectiveConfig(**run["objective"]),
+    )  # fmt: skip
+    results = compare(model, judged)
     name = config.run.name
     metrics = config.run / "metrics.jsonl"
     plot_curves(metrics, DOCS / f"{name}.png")

@@ -59,18 +59,24 @@ class Comparison:
     """By ORDERS: nats of the n-gram less the model's, on the same draws; above 0 the model is better."""
 
 
-def validation_config(model: GLMConfig, corpus: Path, *, seed: int, valid_tokens: int) -> PretrainConfig:
+def validation_config(
+    model: GLMConfig, corpus: Path, *, seed: int, valid_tokens: int, objective: ObjectiveConfig | None = None
+) -> PretrainConfig:
     """The run whose validation rows fit `model`, as far as they depend on it.
+
+    Args:
+        objective: that of the training run; by default the usual one, read forward alone if the model knows no other.
 
     Raises:
         ConfigError: if the model has not the shape of a preset.
     """
-    reverse_ratio = ObjectiveConfig().reverse_ratio if "reverse" in model.directions else 0.0
+    if objective is None:
+        objective = ObjectiveConfig() if "reverse" in model.directions else ObjectiveConfig(reverse_ratio=0.0)
     for name, known in PRESETS.items():
         if _fixed(known) == _fixed(model):
             return PretrainConfig(
                 corpus=corpus, run=corpus, model=name, seed=seed, valid_tokens=valid_tokens,
-                batch=BatchConfig(row_length=model.max_length), objective=ObjectiveConfig(reverse_ratio=reverse_ratio),
+                batch=BatchConfig(row_length=model.max_length), objective=objective,
             )  # fmt: skip
     raise ConfigError(f"the model has the shape of none of {', '.join(PRESETS)}, so its validation rows are not known")
 

@@ -126,6 +126,8 @@ def read_config(directory: Path) -> tuple[GLMConfig, dict[str, Any]]:
         raise CheckpointError(f"{directory} is not a model directory: it has no {CONFIG} (`xtrimo export` writes one)")
     try:
         content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict) and "curriculum" in content:
+            raise ValueError("it is of a training run; `xtrimo export` makes a model directory of that")
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT}, the one this version reads")
         files = content.pop("files", None)
