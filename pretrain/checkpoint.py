@@ -57,7 +57,8 @@ def save(trainer: Trainer, folder: Path, step: int, facts: Mapping[str, Any]) ->
     target = path_of(folder, step)
     work = folder / f".{target.name}.tmp"
     if is_main_rank():
-        shutil.rmtree(work, ignore_errors=True)
+        for leftover in folder.glob(".step-*.tmp"):  # of a save or a removal that was killed
+            shutil.rmtree(leftover)
         work.mkdir(parents=True)
     dist.barrier()
     strategy = get_default_save_sharded_strategy()
@@ -99,7 +100,8 @@ def load(trainer: Trainer, folder: Path, facts: Mapping[str, Any]) -> int:
         state: dict[str, Any] = dist_checkpointing.load(_state(trainer, loading=True), str(path))
     except (Exception, CheckpointException) as error:  # what a damaged file leads to; the latter is no Exception
         raise CheckpointError(
-            f"{path} cannot be read: a file of it was cut or altered; remove it to go on from the one before"
+            f"{path} cannot be read ({type(error).__name__}), as when a file of it was cut; remove it to go on from the"
+            " one before"
         ) from error
     trainer.core.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])

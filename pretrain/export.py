@@ -85,7 +85,8 @@ def read_weights(checkpoint: Path, glm: GLMConfig) -> dict[str, Tensor]:
             load(whole, storage_reader=reader, no_dist=True)
         except (Exception, CheckpointException) as error:  # what a damaged file leads to; the latter is no Exception
             raise CheckpointError(
-                f"{checkpoint} cannot be read: a file of it was cut or altered; choose another one with --step"
+                f"{checkpoint} cannot be read ({type(error).__name__}), as when a file of it was cut; choose another"
+                " one with --step"
             ) from error
     out = {}
     for ours, theirs in pairs(glm, "megatron").items():

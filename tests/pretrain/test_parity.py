@@ -156,6 +156,8 @@ def test_layout_trains_like_plain_pytorch(layout, plain):
     world_size, parallel = LAYOUTS[layout]
     log, state = plain
     for got, worst in run_distributed(train, world_size, parallel, state):
+        loss, norm = np.abs(np.array(got) - np.array(log)).max(axis=0)
+        print(f"{layout}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {worst:.1e}")
         np.testing.assert_allclose([loss for loss, _ in got], [loss for loss, _ in log], atol=1e-6, rtol=0)
         np.testing.assert_allclose([norm for _, norm in got], [norm for _, norm in log], atol=1e-6, rtol=1e-6)
         assert worst < 1e-6
