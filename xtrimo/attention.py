@@ -8,14 +8,14 @@ each segment falls apart into rectangles of queries and keys that are either see
     source     full    -            one rectangle
     target     full    causal       two rectangles whose softmaxes are merged by their log-sum-exp
 
-and each rectangle is one call of torch's flash kernel. The cost is the sum of length^2, whatever the row's length.
+and each rectangle is one call of torch's flash kernel for CPUs; other devices go through flex_attention.py. The cost is
+the sum of length^2, whatever the row's length.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -35,29 +35,40 @@ class Block(NamedTuple):
     keys: tuple[tuple[int, int, bool], ...]
 
 
-def blocks(segments: Int[Tensor, "segment 3"], num_tokens: int) -> Iterator[Block]:
-    """Rectangles of a packed row.
-
-    >>> [tuple(b) for b in blocks(torch.tensor([[0, 4, 4], [4, 5, 3]]), 9)]
-    [(0, 4, ((0, 4, False),)), (4, 7, ((4, 7, False),)), (7, 9, ((4, 7, False), (7, 9, True)))]
+def require_tiling(segments: Int[Tensor, "segment 3"], num_tokens: int) -> None:
+    """Refuse segments that do not tile a row of `num_tokens` in order.
 
     Raises:
-        XtrimoError: if the segments do not tile a row of `num_tokens`.
+        XtrimoError: naming the first segment that is out of place.
     """
     done = 0
-    for start, length, prefix in segments.tolist():
+    for start, length, _ in segments.tolist():
         if start != done or length < 1:  # the kernel would divide by zero, or leave rows undefined
             raise XtrimoError(f"a segment of {length} tokens starts at {start}; expected at least one from {done}")
         done += length
-        end, middle = start + length, start + min(prefix, length)
-        if prefix <= 1:  # the first token sees only itself either way
-            yield Block(start, end, ((start, end, True),))
-            continue
-        yield Block(start, middle, ((start, middle, False),))
-        if middle < end:
-            yield Block(middle, end, ((start, middle, False), (middle, end, True)))
     if done != num_tokens:
         raise XtrimoError(f"the segments end at token {done} of a row of {num_tokens}; they must tile it")
+
+
+def blocks(segments: Int[Tensor, "segment 3"], first: int, last: int) -> Iterator[Block]:
+    """Rectangles of the queries first .. last-1 of a packed row; segments without such a query have none.
+
+    >>> segments = torch.tensor([[0, 4, 4], [4, 5, 3]])
+    >>> [tuple(b) for b in blocks(segments, 0, 9)]
+    [(0, 4, ((0, 4, False),)), (4, 7, ((4, 7, False),)), (7, 9, ((4, 7, False), (7, 9, True)))]
+    >>> [tuple(b) for b in blocks(segments, 2, 8)]
+    [(2, 4, ((0, 4, False),)), (4, 7, ((4, 7, False),)), (7, 8, ((4, 7, False), (7, 8, True)))]
+    """
+    for start, length, prefix in segments.tolist():
+        # of a prefix of 1 the one token sees only itself, which is causal
+        middle, end = start + (min(prefix, length) if prefix > 1 else 0), start + length
+        a, b = max(start, first), min(middle, last)
+        if a < b:
+            yield Block(a, b, ((start, middle, False),))
+        a, b = max(middle, first), min(end, last)
+        if a < b:  # what came before the first of these queries is seen by all of them
+            before = ((start, a, False),) if start < a else ()
+            yield Block(a, b, (*before, (a, b, True)))
 
 
 def _heads_first(x: Tensor, start: int, end: int) -> Tensor:
@@ -72,14 +83,15 @@ class _FlashSegments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, segments):  # type: ignore[no-untyped-def]
+    def forward(ctx, q, k, v, segments, first):  # type: ignore[no-untyped-def]
         exact = torch.promote_types(q.dtype, torch.float32)  # the kernel's bf16 backward takes twice as long
         dtype, (q, k, v) = q.dtype, (x.to(exact) for x in (q, k, v))
-        out = torch.empty_like(v, memory_format=torch.contiguous_format)
-        lse = torch.empty(q.shape[1], q.shape[0], dtype=exact)  # (head, token)
-        ctx.blocks = list(blocks(segments, len(q)))
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        lse = torch.empty(q.shape[1], q.shape[0], dtype=exact)  # (head, query)
+        ctx.first, ctx.blocks = first, list(blocks(segments, first, first + len(q)))
         for block in ctx.blocks:
-            query = _heads_first(q, block.start, block.end)
+            start, end = block.start - first, block.end - first
+            query = _heads_first(q, start, end)
             parts = [
                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                     query, _heads_first(k, a, b), _heads_first(v, a, b), 0.0, causal
@@ -89,10 +101,10 @@ class _FlashSegments(torch.autograd.Function):
             values, total = parts[0]
             if len(parts) == 2:
                 other, other_lse = parts[1]
-                first_lse, total = total, torch.logaddexp(total, other_lse)
-                values = torch.lerp(other, values, (first_lse - total).exp()[..., None])
-            out[block.start : block.end] = values[0].transpose(0, 1)
-            lse[:, block.start : block.end] = total[0]
+                its_lse, total = total, torch.logaddexp(total, other_lse)
+                values = torch.lerp(other, values, (its_lse - total).exp()[..., None])
+            out[start:end] = values[0].transpose(0, 1)
+            lse[:, start:end] = total[0]
         ctx.save_for_backward(*(x.to(dtype) for x in (q, k, v, out)), lse)
         return out.to(dtype)
 
@@ -101,9 +113,9 @@ class _FlashSegments(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         *saved, lse = ctx.saved_tensors
         dtype, (grad, q, k, v, out) = grad.dtype, (x.to(lse.dtype) for x in (grad, *saved))
-        grads = [torch.zeros_like(out) for _ in "qkv"]
+        grads = [x.new_zeros(x.shape) for x in (q, k, v)]
         for block in ctx.blocks:
-            rows = (block.start, block.end)
+            rows = (block.start - ctx.first, block.end - ctx.first)
             for a, b, causal in block.keys:
                 parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                     _heads_first(grad, *rows), _heads_first(q, *rows), _heads_first(k, a, b), _heads_first(v, a, b),
@@ -111,32 +123,31 @@ class _FlashSegments(torch.autograd.Function):
                 )  # fmt: skip
                 for total, part, (first, last) in zip(grads, parts, (rows, (a, b), (a, b)), strict=True):
                     total[first:last] += part[0].transpose(0, 1)
-        return *(x.to(dtype) for x in grads), None
+        return *(x.to(dtype) for x in grads), None, None
 
 
-def _attend_by_autograd(q: Heads, k: Heads, v: Heads, segments: Int[Tensor, "segment 3"]) -> Heads:
-    """The same through public SDPA, for any device: a target is computed as the tail of the whole causal segment."""
-    out = []
-    for block in blocks(segments, len(q)):
-        start = block.keys[0][0]
-        causal = block.keys[-1][2]
-        query, key, value = (_heads_first(x, start, block.end) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-        out.append(mixed[0, :, block.start - start :].transpose(0, 1))
-    return torch.cat(out)
-
-
-def attend(q: Heads, k: Heads, v: Heads, segments: Int[Tensor, "segment 3"]) -> Heads:
+def attend(
+    q: Float[Tensor, "query head width"], k: Heads, v: Heads, segments: Int[Tensor, "segment 3"], first: int = 0
+) -> Float[Tensor, "query head width"]:
     """softmax(q k^T / sqrt(width)) v within each segment, under the rule above.
 
+    A context-parallel rank asks for its chunk of a row: its own queries, the gathered keys and values of the whole row.
+    Laid end to end, the outputs of the chunks are the row's; added up, so are their gradients of k and v.
+
     Args:
-        q, k, v: packed heads of one row.
-        segments: rows [start, length, prefix] that tile the row in order.
+        q: the row's tokens first .. first + len(q) - 1; by default all of them.
+        k, v: all tokens of the row.
+        segments: rows [start, length, prefix] that tile the row in order; on the CPU, wherever the heads are.
 
     Raises:
-        XtrimoError: if the segments do not tile the row.
+        XtrimoError: if the segments do not tile the row, or the queries lie outside of it.
     """
+    if not 0 <= first <= len(k) - len(q):
+        raise XtrimoError(f"queries {first}..{first + len(q) - 1} are outside of a row of {len(k)} tokens")
     if q.device.type == "cpu":
-        out: Tensor = _FlashSegments.apply(q, k, v, segments)  # type: ignore[no-untyped-call]
+        require_tiling(segments, len(k))
+        out: Tensor = _FlashSegments.apply(q, k, v, segments, first)  # type: ignore[no-untyped-call]
         return out
-    return _attend_by_autograd(q, k, v, segments)
+    from xtrimo.flex_attention import attend_by_flex  # compiles kernels, which a CPU does without
+
+    return attend_by_flex(q, k, v, segments, first)

@@ -1,5 +1,7 @@
 """Packed attention against a dense masked softmax in double precision; no token x token tensor ever exists."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,12 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from xtrimo.attention import _attend_by_autograd, attend, blocks
+from xtrimo.attention import attend, blocks
 from xtrimo.config import GLMConfig
 from xtrimo.errors import XtrimoError
 from xtrimo.model import GLM
 
-PATHS = pytest.mark.parametrize("path", [attend, _attend_by_autograd], ids=["flash", "autograd"])
 KINDS = {
     "causal": [(6, 0)],
     "prefix 1": [(6, 1)],
@@ -64,9 +65,9 @@ def draw(total: int, seed: int = 0, heads: int = 2, width: int = 16, scale: floa
     return [(q * scale).requires_grad_(), k.requires_grad_(), v.requires_grad_(), out]
 
 
-def compare(path, segments: Tensor, inputs: list[Tensor], atol: float) -> None:
+def compare(segments: Tensor, inputs: list[Tensor], atol: float) -> None:
     q, k, v, grad = inputs
-    got, want = path(q, k, v, segments), dense(q, k, v, segments)
+    got, want = attend(q, k, v, segments), dense(q, k, v, segments)
     assert got.shape == v.shape and got.dtype == v.dtype
     torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
     theirs = torch.autograd.grad(want, (q, k, v), grad.double())
@@ -74,53 +75,94 @@ def compare(path, segments: Tensor, inputs: list[Tensor], atol: float) -> None:
         torch.testing.assert_close(ours, reference, rtol=0, atol=atol, msg=lambda m, name=name: f"grad of {name}: {m}")
 
 
-@PATHS
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_dense_softmax(path, kind):
+def test_equals_dense_softmax(kind):
     segments = tile(KINDS[kind])
-    compare(path, segments, draw(int(segments[:, 1].sum())), atol=1e-5)
+    compare(segments, draw(int(segments[:, 1].sum())), atol=1e-5)
 
 
-@PATHS
-@settings(max_examples=40, deadline=None)
-@given(
-    row=st.lists(
-        st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), min_size=1, max_size=6
-    ),
-    seed=st.integers(0, 1000),
+ANY_ROW = st.lists(
+    st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n + 1))), min_size=1, max_size=6
 )
-def test_equals_dense_softmax_on_any_row(path, row, seed):
+
+
+@settings(max_examples=40, deadline=None)
+@given(row=ANY_ROW, seed=st.integers(0, 1000))
+def test_equals_dense_softmax_on_any_row(row, seed):
     segments = tile(row)
-    compare(path, segments, draw(int(segments[:, 1].sum()), seed, width=8), atol=1e-5)
+    compare(segments, draw(int(segments[:, 1].sum()), seed, width=8), atol=1e-5)
 
 
-@PATHS
+def attend_by_chunks(borders: list[int], q: Tensor, k: Tensor, v: Tensor, segments: Tensor) -> Tensor:
+    """The row's output from chunks of queries, as context-parallel ranks would compute it."""
+    return torch.cat([attend(q[a:b], k, v, segments, first=a) for a, b in pairwise(borders)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(row=ANY_ROW, cuts=st.sets(st.integers(1, 71), min_size=1, max_size=3))
+def test_chunks_of_queries_make_the_row(row, cuts):
+    """2 to 4 chunks, cut anywhere; in double precision, since a cut changes the order of the sums."""
+    segments = tile(row)
+    total = int(segments[:, 1].sum())
+    q, k, v, grad = (x.detach().double().requires_grad_() for x in draw(total, width=8))
+    chunked = attend_by_chunks(sorted({0, total, *(cut % total for cut in cuts)}), q, k, v, segments)
+    ours = torch.autograd.grad(chunked, (q, k, v), grad)  # autograd adds the gradients of k and v up
+    for whole in (attend(q, k, v, segments), dense(q, k, v, segments)):
+        torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-12)
+        for mine, theirs in zip(ours, torch.autograd.grad(whole, (q, k, v), grad), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("prefix", [0, 1, 33, 300, 599, 600])
-def test_segments_longer_than_the_kernels_tiles(path, prefix):
+def test_chunks_longer_than_the_kernels_tiles(prefix):
     segments = tile([(5, 5), (600, prefix)])
-    compare(path, segments, draw(605, heads=1), atol=1e-5)
+    q, k, v, grad = draw(605, heads=1)
+    whole, chunked = attend(q, k, v, segments), attend_by_chunks([0, 3, 250, 400, 605], q, k, v, segments)
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-6)
+    theirs, ours = (torch.autograd.grad(out, (q, k, v), grad) for out in (whole, chunked))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-@PATHS
-def test_peaked_scores_do_not_overflow(path):
+def test_a_chunk_gives_keys_it_does_not_see_no_gradient():
+    segments = tile([(6, 6), (9, 4), (5, 0)])
+    q, k, v, grad = draw(20)
+    attend(q[8:12], k, v, segments, first=8).backward(grad[8:12])
+    for x in (k, v):
+        assert x.grad.shape == x.shape and x.grad[6:12].abs().min() > 0
+        assert not x.grad[:6].any() and not x.grad[12:].any()
+
+
+@pytest.mark.parametrize("first", [-1, 7])
+def test_a_chunk_outside_of_the_row_is_refused(first):
+    q, k, v, _ = (x.detach() for x in draw(10))
+    with pytest.raises(XtrimoError, match=f"queries {first}..{first + 3} .* row of 10"):
+        attend(q[:4], k, v, tile([(10, 10)]), first=first)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 33, 300, 599, 600])
+def test_segments_longer_than_the_kernels_tiles(prefix):
+    segments = tile([(5, 5), (600, prefix)])
+    compare(segments, draw(605, heads=1), atol=1e-5)
+
+
+def test_peaked_scores_do_not_overflow():
     """Scores around +-300: the two halves of a target differ by hundreds of nats when they are merged."""
     segments = tile([(20, 10), (12, 0)])
     q, k, v, _ = draw(32, scale=100.0)
-    got = path(q, k, v, segments)
+    got = attend(q, k, v, segments)
     torch.testing.assert_close(got.double(), dense(q, k, v, segments), rtol=0, atol=2e-4)
     got.sum().backward()
     assert all(x.grad.isfinite().all() for x in (q, k, v))
 
 
-@PATHS
 @pytest.mark.parametrize("kind", ["causal", "both directions", "a row of all"])
-def test_bf16_within_a_bound(path, kind):
+def test_bf16_within_a_bound(kind):
     """Against exact attention of the same bf16 numbers: 2^-6 for values, 2^-4 for gradients of size up to 4."""
     segments = tile(KINDS[kind])
     q, k, v, grad = (x.detach().bfloat16() for x in draw(int(segments[:, 1].sum())))
     for x in (q, k, v):
         x.requires_grad_()
-    got, want = path(q, k, v, segments), dense(q, k, v, segments)
+    got, want = attend(q, k, v, segments), dense(q, k, v, segments)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2**-6)
     theirs = torch.autograd.grad(want, (q, k, v), grad.double())
@@ -128,31 +170,28 @@ def test_bf16_within_a_bound(path, kind):
         torch.testing.assert_close(ours.double(), reference.double(), rtol=0, atol=2**-4)
 
 
-@PATHS
-def test_strided_inputs_and_gradients(path):
+def test_strided_inputs_and_gradients():
     """The model hands in slices of one [q, k, v] tensor."""
     segments = tile(KINDS["a row of all"])
     total = int(segments[:, 1].sum())
     qkv = torch.randn(total, 2, 3, 16, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    compare(path, segments, [*qkv.unbind(2), torch.ones(1).expand(total, 2, 16)], atol=1e-5)
+    compare(segments, [*qkv.unbind(2), torch.ones(1).expand(total, 2, 16)], atol=1e-5)
 
 
-@PATHS
-def test_segments_do_not_see_each_other(path):
+def test_segments_do_not_see_each_other():
     """Exactly: other proteins of the row change no bit, not even with NaN in them."""
     segments = tile([(6, 6), (9, 4), (5, 0)])
     q, k, v, _ = (x.detach() for x in draw(20))
-    alone = path(q[6:15], k[6:15], v[6:15], tile([(9, 4)]))
+    alone = attend(q[6:15], k[6:15], v[6:15], tile([(9, 4)]))
     for x in (q, k, v):
         x[:6] = x[15:] = float("nan")
-    assert torch.equal(path(q, k, v, segments)[6:15], alone)
+    assert torch.equal(attend(q, k, v, segments)[6:15], alone)
 
 
-@PATHS
-def test_double_precision(path):
+def test_double_precision():
     segments = tile(KINDS["a row of all"])
     inputs = [x.detach().double().requires_grad_() for x in draw(int(segments[:, 1].sum()))]
-    compare(path, segments, inputs, atol=1e-12)
+    compare(segments, inputs, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -172,16 +211,20 @@ def test_segments_that_do_not_tile_the_row_are_refused(segments):
         attend(*(x.detach() for x in draw(10)[:3]), torch.tensor(segments))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n + 1))), max_size=5))
-def test_blocks_cover_what_is_seen_exactly_once(row):
-    segments = tile(row) if row else torch.zeros(0, 3, dtype=torch.int64)
-    times = torch.zeros(int(segments[:, 1].sum()), int(segments[:, 1].sum()), dtype=torch.int64)
-    for block in blocks(segments, int(segments[:, 1].sum())):
-        for first, last, causal in block.keys:
-            area = torch.ones(block.end - block.start, last - first, dtype=torch.int64)
-            times[block.start : block.end, first:last] += area.tril() if causal else area
-    assert torch.equal(times, seen(segments).long())
+@settings(max_examples=100, deadline=None)
+@given(row=ANY_ROW, data=st.data())
+def test_blocks_cover_what_is_seen_exactly_once(row, data):
+    segments = tile(row)
+    total = int(segments[:, 1].sum())
+    first = data.draw(st.integers(0, total))
+    last = data.draw(st.integers(first, total))
+    times = torch.zeros(total, total, dtype=torch.int64)
+    for block in blocks(segments, first, last):
+        for start, end, causal in block.keys:
+            area = torch.ones(block.end - block.start, end - start, dtype=torch.int64)
+            times[block.start : block.end, start:end] += area.tril() if causal else area
+    assert torch.equal(times[first:last], seen(segments).long()[first:last])
+    assert not times[:first].any() and not times[last:].any()
 
 
 class Largest(TorchDispatchMode):
@@ -214,13 +257,12 @@ def test_the_recorder_sees_a_token_by_token_tensor():
     assert largest.elements >= 40 * 40 * 2
 
 
-@PATHS
 @pytest.mark.parametrize("row", ROWS)
-def test_attention_allocates_nothing_larger_than_its_input(path, row):
+def test_attention_allocates_nothing_larger_than_its_input(row):
     q, k, v, grad = draw(LONG, heads=2, width=8)
     segments = tile(ROWS[row])
     with Largest() as largest:
-        path(q, k, v, segments).backward(grad)
+        attend(q, k, v, segments).backward(grad)
     assert largest.elements == q.numel()
 
 
