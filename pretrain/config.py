@@ -126,18 +126,42 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """How the ranks share the work; what tensor and pipeline do not use is data parallel."""
+    """How the ranks share the work; what tensor, pipeline and context do not use is data parallel."""
 
     tensor_degree: int = 1
     """Ranks that split each weight."""
+    sequence_parallel: bool = False
+    """Split also norms, dropout and residuals, by tokens, over the tensor ranks."""
     pipeline_degree: int = 1
     """Ranks that split the layers."""
+    virtual_stages: int = 1
+    """Groups of layers that each pipeline rank holds; more than 1 interleaves them, so that ranks wait less."""
+    context_degree: int = 1
+    """Ranks that split the tokens of a row."""
     distributed_optimizer: bool = False
     """Shard optimizer state over the data-parallel ranks (ZeRO-1)."""
+    overlap: bool = False
+    """Exchange gradients (and, with the distributed optimizer, weights) while computing."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, the feed-forwards', or all but each layer's input."""
 
     def __post_init__(self) -> None:
-        for name in ("tensor_degree", "pipeline_degree"):
+        for name in ("tensor_degree", "pipeline_degree", "virtual_stages", "context_degree"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        _require(
+            self.tensor_degree > 1 or not self.sequence_parallel,
+            "sequence_parallel splits tokens over the tensor ranks, and tensor_degree is 1; raise it, or use"
+            " context_degree",
+        )
+        _require(
+            self.pipeline_degree > 1 or self.virtual_stages == 1,
+            f"virtual_stages {self.virtual_stages} interleave a pipeline, and pipeline_degree is 1",
+        )
+
+    @property
+    def row_multiple(self) -> int:
+        """Tokens of a row come in multiples of this, so that every rank has the same number."""
+        return self.context_degree * (self.tensor_degree if self.sequence_parallel else 1)
 
     def data_degree(self, world_size: int) -> int:
         """Data-parallel ranks of a job of `world_size` ranks.
@@ -145,10 +169,11 @@ class ParallelConfig:
         Raises:
             ConfigError: with the sum spelled out, when the ranks do not divide.
         """
-        shard = self.tensor_degree * self.pipeline_degree
+        degrees = {"tensor": self.tensor_degree, "pipeline": self.pipeline_degree, "context": self.context_degree}
+        shard = math.prod(degrees.values())
         _require(
             world_size % shard == 0,
-            f"{world_size} ranks cannot hold tensor {self.tensor_degree} x pipeline {self.pipeline_degree} = {shard}"
+            f"{world_size} ranks cannot hold {' x '.join(f'{name} {n}' for name, n in degrees.items())} = {shard}"
             " ranks a replica; use a multiple",
         )
         return world_size // shard
@@ -156,12 +181,51 @@ class ParallelConfig:
     def check(self, model: GLMConfig) -> None:
         """Refuse a model that these degrees cannot split."""
         for name in ("num_heads", "ffn_size", "vocab_size"):
-            size, degree = getattr(model, name), self.tensor_degree
-            _require(size % degree == 0, f"{name} {size} is not a multiple of tensor_degree {degree}, which splits it")
-        _require(
-            model.num_layers % self.pipeline_degree == 0,
-            f"num_layers {model.num_layers} is not a multiple of pipeline_degree {self.pipeline_degree}",
-        )
+            _require_split(name, getattr(model, name), "tensor_degree", self.tensor_degree)
+        stages = "pipeline_degree" if self.virtual_stages == 1 else "pipeline_degree x virtual_stages ="
+        _require_split("num_layers", model.num_layers, stages, self.pipeline_degree * self.virtual_stages)
+
+    def check_rows(self, rows: int, degree: int) -> None:
+        """Refuse a batch of `rows` that `degree` data-parallel ranks cannot share, or interleave."""
+        _require_split("a batch of rows", rows, "data-parallel ranks", degree)
+        if self.virtual_stages > 1:
+            what = f"{rows} rows over {degree} data-parallel ranks, rows of one rank"
+            _require_split(what, rows // degree, "an interleaved pipeline of degree", self.pipeline_degree)
+
+
+def _require_split(what: str, size: int, splitter: str, degree: int) -> None:
+    whole, rest = divmod(size, degree)
+    _require(
+        rest == 0 and whole > 0, f"{what} {size} = {degree} x {whole} + {rest}: {splitter} {degree} cannot split it"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultConfig:
+    """What to do when something goes wrong in a long run."""
+
+    max_skipped: int = 10
+    """Steps in a row without a finite gradient before the run stops; each of them changes no weight."""
+    hang_seconds: float = 1800.0
+    """Seconds without a finished step before every rank writes where it stands and ends; 0 waits for ever."""
+    spike_nats: float = 1.0
+    """A loss this far above the running median is reported as a spike."""
+    spike_window: int = 50
+    """Steps of the running median; there are no spikes before it is full."""
+    roll_back: bool = False
+    """At a spike, go back to the newest checkpoint before it and leave out the batches from there to the spike."""
+    skip_batches: tuple[str, ...] = ()
+    """Batches to leave out, as FIRST-LAST counted from 0; going back to a checkpoint from before them if need be."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_skipped", "spike_window"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        _require(self.hang_seconds >= 0, f"hang_seconds is {self.hang_seconds}; it must not be negative")
+        _require(self.spike_nats > 0, f"spike_nats is {self.spike_nats}; it must be positive")
+        for text in self.skip_batches:
+            first, dash, last = text.partition("-")
+            ok = bool(dash) and first.isdecimal() and last.isdecimal() and int(first) <= int(last)
+            _require(ok, f"skip_batches got {text!r}; it must be FIRST-LAST, such as 115800-116100")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,8 +242,10 @@ class PretrainConfig:
     """Optimizer steps of the whole run."""
     seed: int = 0
     """Draws weights, data order and masks."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of weights and activations; the optimizer keeps fp32 copies under bf16."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of weights and activations; below fp32 the optimizer keeps fp32 copies, fp16 scales the loss."""
+    dropout: float = 0.0
+    """Chance that a value of a sublayer's output is dropped in training."""
     validate_every: int = 100
     """Steps between validations; 0 validates only at the end."""
     valid_tokens: int = 50_000
@@ -188,6 +254,10 @@ class PretrainConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 2
     """Checkpoints kept, the newest ones."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this step are kept for good; 0 keeps none for good."""
+    async_save: bool = False
+    """Write checkpoints in a process beside the training."""
     log_every: int = 10
     """Steps between log lines and metrics."""
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -195,11 +265,14 @@ class PretrainConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    fault: FaultConfig = field(default_factory=FaultConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "keep", "log_every", "save_every", "valid_tokens"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        _require(self.validate_every >= 0, f"validate_every is {self.validate_every}; it must not be negative")
+        for name in ("validate_every", "keep_every"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in 0..1, below 1")
         _require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
         _require(
             self.objective.reverse_ratio < 1, "reverse_ratio is 1; some samples must read forward, as generation does"
@@ -221,7 +294,7 @@ class PretrainConfig:
         batch = self.batch
         sizes = {batch.rows, *((batch.start_rows, batch.ramp_increment) if batch.start_rows else ())}
         for size in sorted(sizes):
-            _require(size % degree == 0, f"{size} rows cannot be shared equally by {degree} data-parallel ranks")
+            self.parallel.check_rows(size, degree)
         return degree
 
     def to_json(self) -> str:
@@ -233,6 +306,6 @@ class PretrainConfig:
 
         Whether the optimizer is sharded is in it: megatron reads neither kind of checkpoint into the other.
         """
-        kept = ("model", "glm", "seed", "precision", "batch", "objective", "curriculum", "optimizer")
+        kept = ("model", "glm", "seed", "precision", "dropout", "batch", "objective", "curriculum", "optimizer")
         facts: dict[str, Any] = json.loads(self.to_json())
         return {name: facts[name] for name in kept} | {"distributed_optimizer": self.parallel.distributed_optimizer}

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType, ModelType
@@ -62,61 +65,83 @@ class DeepNormLayer(TransformerLayer):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor, rotary_pos_emb: Tensor, context: Any = None, **_: Any
     ) -> tuple[Tensor, Any]:
-        def add(merge: Any, sublayer: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        def add(merge: Any, sublayer: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
             out: Tensor = merge(self.training, False)(sublayer, self.config.glm.alpha * x, self.hidden_dropout)
             return out
 
         x = self.input_layernorm(hidden_states)
         x = add(self.self_attn_bda, self.self_attention(x, attention_mask, rotary_pos_emb=rotary_pos_emb), x)
         x = self.pre_mlp_layernorm(x)
-        return add(self.mlp_bda, self.mlp(x), x), context
+        if not (self.recompute_mlp and self.training):
+            return add(self.mlp_bda, self.mlp(x), x), context
+        return add(self.mlp_bda, (tensor_parallel.checkpoint(self._feed_forward, False, x), None), x), context
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """The MLP with its bias added, since a recomputed function must not return a parameter."""
+        out, bias = self.mlp(x)
+        return out + bias
 
 
 class SegmentAttention(MegatronModule):
-    """Core attention over the segments of a packed row; one rank's heads."""
+    """Core attention over the segments of a packed row: one rank's heads and, of the queries, its chunk of the row."""
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__(config)
 
     def forward(
         self,
-        q: Float[Tensor, "token 1 head width"],
-        k: Float[Tensor, "token 1 head width"],
-        v: Float[Tensor, "token 1 head width"],
+        q: Float[Tensor, "chunk 1 head width"],
+        k: Float[Tensor, "chunk 1 head width"],
+        v: Float[Tensor, "chunk 1 head width"],
         segments: Int[Tensor, "segment 3"],
         **_: Any,
-    ) -> Float[Tensor, "token 1 dim"]:
-        return attend(q[:, 0], k[:, 0], v[:, 0], segments).flatten(1)[:, None]
+    ) -> Float[Tensor, "chunk 1 dim"]:
+        k, v, first = k[:, 0], v[:, 0], 0
+        if self.config.context_parallel_size > 1:
+            group, first = (
+                parallel_state.get_context_parallel_group(),
+                parallel_state.get_context_parallel_rank() * len(q),
+            )
+            # forward all-gather, backward reduce-scatter: megatron names it after its other use
+            k, v = gather_from_sequence_parallel_region(torch.stack([k, v], dim=1), group=group).unbind(1)
+        return attend(q[:, 0], k, v, segments, first).flatten(1)[:, None]
 
 
 def layer_spec() -> ModuleSpec:
     """One transformer layer in megatron's terms."""
+    column, row, norm = parallel_layers()
     return ModuleSpec(
         module=DeepNormLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=Norm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=tensor_parallel.ColumnParallelLinear,
+                    linear_qkv=column,
                     core_attention=SegmentAttention,
-                    linear_proj=tensor_parallel.RowParallelLinear,
+                    linear_proj=row,
                     q_layernorm=IdentityOp,
                     k_layernorm=IdentityOp,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=Norm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear
-                ),
-            ),
+            pre_mlp_layernorm=norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
             mlp_bda=get_bias_dropout_add,
         ),
     )
+
+
+def parallel_layers() -> tuple[type, type, type]:
+    """Column-parallel linear, row-parallel linear and norm: Transformer Engine's on a GPU that has it, else megatron's.
+
+    Norm and linear stay apart also there: the residual of DeepNorm is the norm's output, which a fused one hides.
+    """
+    if HAVE_TE and torch.cuda.is_available():
+        te = TESpecProvider()
+        return te.column_parallel_linear(), te.row_parallel_linear(), te.layer_norm()
+    return tensor_parallel.ColumnParallelLinear, tensor_parallel.RowParallelLinear, Norm
 
 
 class MegatronGLM(LanguageModule):
@@ -125,17 +150,20 @@ class MegatronGLM(LanguageModule):
     Args:
         config: megatron's view of the model, from `trainer.transformer_config`.
         first, last: whether this stage holds the embedding, and the output layer with the loss.
+        stage: which of a rank's chunks this is in an interleaved pipeline, else None.
     """
 
-    def __init__(self, config: GLMTransformerConfig, *, first: bool, last: bool) -> None:
+    def __init__(self, config: GLMTransformerConfig, *, first: bool, last: bool, stage: int | None = None) -> None:
         super().__init__(config)
+        self.vp_stage = stage  # megatron's schedule reads it
         self.glm, self.pre_process, self.post_process = config.glm, first, last
         self.share_embeddings_and_output_weights = False
         self.model_type = ModelType.encoder_or_decoder
         if first:
             self.embedding = LanguageModelEmbedding(config, self.glm.vocab_size, self.glm.max_length, "none")
-        spec = TransformerBlockSubmodules(layer_specs=[layer_spec()] * get_num_layers_to_build(config), layer_norm=Norm)
-        self.decoder = TransformerBlock(config, spec, pre_process=first, post_process=last)
+        layers = [layer_spec()] * get_num_layers_to_build(config, vp_stage=stage)
+        spec = TransformerBlockSubmodules(layer_specs=layers, layer_norm=parallel_layers()[-1])
+        self.decoder = TransformerBlock(config, spec, pre_process=first, post_process=last, vp_stage=stage)
         if last:
             self.output_layer = tensor_parallel.ColumnParallelLinear(
                 self.glm.hidden_size, self.glm.vocab_size, config=config, init_method=config.init_method, bias=False
@@ -147,12 +175,17 @@ class MegatronGLM(LanguageModule):
 
     def forward(
         self,
-        tokens: Int[Tensor, "token"],
-        positions: Int[Tensor, "token 2"],
+        tokens: Int[Tensor, "chunk"],
+        positions: Int[Tensor, "chunk 2"],
         segments: Int[Tensor, "segment 3"],
-        labels: Int[Tensor, "token"] | None = None,
+        labels: Int[Tensor, "chunk"] | None = None,
     ) -> Tensor:
-        """Hidden states (token, 1, dim) before the last stage; there the loss of each token in nats, or logits."""
+        """Hidden states (chunk, 1, dim) before the last stage; there the loss of each token in nats, or logits.
+
+        Args:
+            tokens, positions, labels: of this rank's chunk of the row; the whole row without context parallelism.
+            segments: of the whole row, on the CPU, where attention plans its work.
+        """
         x = None
         if self.pre_process:
             x = self.embedding(tokens[None], None)

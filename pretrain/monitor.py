@@ -17,8 +17,10 @@ import torch.distributed as dist
 
 from pretrain.config import PretrainConfig
 from pretrain.curves import read_metrics
+from pretrain.losses import Losses
+from pretrain.megatron_config import DTYPES
 from pretrain.parallel import device, is_main_rank
-from pretrain.trainer import Losses, StepResult
+from pretrain.trainer import StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +47,7 @@ class Monitor:
 
     def __init__(self, config: PretrainConfig, done: int) -> None:
         self.config, self.writes = config, is_main_rank()
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.peak = gemm_peak(dtype) * dist.get_world_size()
+        self.peak = gemm_peak(DTYPES[config.precision]) * dist.get_world_size()
         self.stepped = 0
         self._sums = {"residues": 0.0, "tokens": 0.0, "flops": 0.0}
         self._since = time.perf_counter()
@@ -84,8 +85,8 @@ class Monitor:
             self._metrics.close()
             self._board.close()
 
-    def step(self, step: int, result: StepResult) -> None:
-        """Take in optimizer step `step` (counted from 1)."""
+    def step(self, step: int, result: StepResult, num_skipped: int = 0) -> None:
+        """Take in optimizer step `step` (counted from 1); `num_skipped` steps so far changed nothing."""
         losses = result.losses
         for name, value in zip(self._sums, (losses.num_residues, losses.num_tokens, losses.num_flops), strict=True):
             self._sums[name] += value
@@ -99,13 +100,14 @@ class Monitor:
         self._write(
             "train", step, losses, loss=losses.loss, gradient_norm=result.gradient_norm, lr=result.learning_rate,
             residues_per_second=self._sums["residues"] / seconds, tokens_per_second=self._sums["tokens"] / seconds,
-            mfu=3 * self._sums["flops"] / seconds / self.peak, seconds_left=left,
+            mfu=3 * self._sums["flops"] / seconds / self.peak, seconds_left=left, num_skipped=num_skipped,
         )  # fmt: skip
         self.restart_clock()
 
     def validation(self, step: int, losses: Losses) -> None:
         """Take in the held-out losses after `step` steps."""
-        self._write("valid", step, losses)
+        if losses.nats:  # the corpus may hold nothing out
+            self._write("valid", step, losses)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -122,6 +124,7 @@ class Monitor:
             **per_objective,
             **{f"ppl_{name}": math.exp(min(nats, 700.0)) for name, nats in losses.nats.items()},
         }
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON knows no other
         self._metrics.write(json.dumps({"split": split, "step": step, "time": time.time(), **values}) + "\n")
         self._metrics.flush()
         for name, value in values.items():

@@ -68,28 +68,42 @@ def pack(examples: Sequence[Example], multiple: int = 1) -> Row:
     if not examples or multiple < 1:
         raise ConfigError(f"got {len(examples)} examples and multiple {multiple}; a row needs at least 1 of each")
     lengths = [len(example.tokens) for example in examples]
-    prefixes = [example.prefix for example in examples]
     objectives = [_OBJECTIVE_INDEX[example.objective] for example in examples]
-    num_tokens = sum(lengths)
-    padding = -num_tokens % multiple
-    if padding:
-        lengths, prefixes, objectives = [*lengths, padding], [*prefixes, padding], [*objectives, 0]
-
-    ends = np.cumsum(lengths)
+    num_tokens, ends = sum(lengths), np.cumsum(lengths)
     row = Row(
-        tokens=np.full(num_tokens + padding, PAD, dtype=np.int64),
-        positions=np.zeros((num_tokens + padding, 2), dtype=np.int64),
-        labels=np.full(num_tokens + padding, IGNORE, dtype=np.int64),
-        weights=np.zeros(num_tokens + padding, dtype=np.float32),
+        tokens=np.empty(num_tokens, dtype=np.int64),
+        positions=np.empty((num_tokens, 2), dtype=np.int64),
+        labels=np.empty(num_tokens, dtype=np.int64),
+        weights=np.empty(num_tokens, dtype=np.float32),
         objectives=np.repeat(objectives, lengths),
-        segments=np.stack((ends - lengths, lengths, prefixes), axis=1),
+        segments=np.stack((ends - lengths, lengths, [example.prefix for example in examples]), axis=1),
     )
-    for example, end in zip(examples, ends.tolist(), strict=False):
+    for example, end in zip(examples, ends.tolist(), strict=True):
         span = slice(end - len(example.tokens), end)
         row.tokens[span], row.positions[span], row.labels[span] = example.tokens, example.positions, example.labels
         asked = example.labels != IGNORE
         row.weights[span] = asked * (len(asked) / max(1, int(asked.sum())))
-    return row
+    return pad(row, multiple)
+
+
+def pad(row: Row, multiple: int) -> Row:
+    """The row with a last segment of padding that makes its number of tokens a multiple of `multiple`.
+
+    Padding is asked nothing and seen by nobody else; ranks that share a row need it, to have a token count each.
+    """
+    num_tokens = len(row.tokens)
+    padding = -num_tokens % multiple
+    if not padding:
+        return row
+    zeros = np.zeros(padding, dtype=np.int64)
+    return Row(
+        tokens=np.append(row.tokens, zeros + PAD),
+        positions=np.append(row.positions, np.zeros((padding, 2), dtype=np.int64), axis=0),
+        labels=np.append(row.labels, zeros + IGNORE),
+        weights=np.append(row.weights, zeros.astype(np.float32)),
+        objectives=np.append(row.objectives, zeros),
+        segments=np.append(row.segments, [[num_tokens, padding, padding]], axis=0),
+    )
 
 
 def unpack(

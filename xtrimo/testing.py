@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,9 @@ def toy_sequences(num: int, *, seed: int = 0, min_length: int = 5, max_length: i
     return ["".join(rng.choice(letters, size=rng.integers(min_length, max_length + 1))) for _ in range(num)]
 
 
+GRACE = 1.0  # seconds that ranks get to end by themselves once another has failed, as launchers give them
+
+
 def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
     """Call `fn(rank, *args)` on `world_size` forked workers joined over gloo; what each rank returned, in rank order.
 
@@ -50,13 +54,14 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
             return _collect(workers, results, world_size, timeout)
         finally:
             for worker in workers:
+                worker.join(GRACE)
                 worker.kill()
                 worker.join()
 
 
 def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) -> list[Any]:
     got: dict[int, Any] = {}
-    waited = 0.0
+    deadline = time.monotonic() + timeout
     while len(got) < world_size:
         while not results.empty():
             rank, value, failure = results.get()
@@ -66,10 +71,9 @@ def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) 
         dead = [rank for rank, worker in enumerate(workers) if rank not in got and not worker.is_alive()]
         if dead and results.empty():
             raise RuntimeError(f"rank {dead[0]} ended with exit code {workers[dead[0]].exitcode} and no result")
-        if waited > timeout:
+        if time.monotonic() > deadline:
             raise RuntimeError(f"ranks {sorted(set(range(world_size)) - set(got))} gave no result in {timeout} s")
-        next(iter(workers)).join(0.02)
-        waited += 0.02
+        time.sleep(0.02)
     return [got[rank] for rank in range(world_size)]
 
 

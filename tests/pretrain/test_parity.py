@@ -1,36 +1,44 @@
-"""The megatron model and trainer against the plain model and torch's AdamW: the same losses, gradients and weights.
+"""The megatron model and trainer, in every layout, against the plain model and torch's AdamW (reference.py)."""
 
-The reference is written out here from the equations: the plain forward, cross-entropy, clipping, warm-up and cosine.
-"""
-
-import math
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from pretrain.config import BatchConfig, OptimizerConfig, ParallelConfig, PretrainConfig
+from pretrain.config import ParallelConfig
 from pretrain.model import shard
 from pretrain.parallel import process_groups
 from pretrain.trainer import Trainer
-from xtrimo.attention import attend
+from tests.pretrain.reference import STEPS, Step, local_rows, make_config, train_plain
+from xtrimo import names
 from xtrimo.config import PRESETS
-from xtrimo.model import GLM
 from xtrimo.names import state_to_megatron
-from xtrimo.objectives import Fragment, ObjectiveConfig, make_example
-from xtrimo.packing import Row, pack
-from xtrimo.testing import run_distributed, toy_config, toy_sequences
-from xtrimo.tokens import encode_residues
+from xtrimo.testing import run_distributed, toy_config
 
-STEPS, ROWS = 5, 4
+TP2, PP2, CP2 = dict(tensor_degree=2), dict(pipeline_degree=2), dict(context_degree=2)
+SP, VPP2 = dict(sequence_parallel=True), dict(virtual_stages=2)
+ZERO, OVERLAP = dict(distributed_optimizer=True), dict(overlap=True)
 LAYOUTS = {
-    "alone": (1, ParallelConfig()),
-    "tp2": (2, ParallelConfig(tensor_degree=2)),
-    "pp2": (2, ParallelConfig(pipeline_degree=2)),
-    "dp2_distributed_optimizer": (2, ParallelConfig(distributed_optimizer=True)),
+    "alone": (1, {}),
+    "recompute full": (1, dict(recompute="full")),
+    "recompute selective": (1, dict(recompute="selective")),
+    "tp2": (2, TP2),
+    "tp2 sp": (2, TP2 | SP),
+    "tp2 sp recompute full": (2, TP2 | SP | dict(recompute="full")),
+    "pp2": (2, PP2),
+    "pp2 vpp2": (2, PP2 | VPP2),
+    "cp2": (2, CP2),
+    "dp2": (2, {}),
+    "dp2 overlap": (2, OVERLAP),
+    "dp2 distopt": (2, ZERO),
+    "dp2 distopt overlap": (2, ZERO | OVERLAP),
+    "tp2 sp pp2": (4, TP2 | SP | PP2),
+    "tp2 sp cp2": (4, TP2 | SP | CP2),
+    "cp2 pp2 vpp2 recompute selective": (4, CP2 | PP2 | VPP2 | dict(recompute="selective")),
+    "tp2 sp pp2 dp2 distopt": (8, TP2 | SP | PP2 | ZERO),
 }
+Log = list[Step]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,124 +48,110 @@ def toy_preset():
     del PRESETS["toy"]
 
 
-def make_config(parallel: ParallelConfig, **changes) -> PretrainConfig:
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_ratio=0.4, weight_decay=0.1, eps=1e-6)
-    batch = BatchConfig(rows=ROWS, row_length=256)
-    return PretrainConfig(
-        corpus=Path("none"), run=Path("none"), model="toy", steps=STEPS, seed=3, optimizer=optimizer, batch=batch,
-        parallel=parallel, **changes,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def plain():
+    return train_plain()
 
 
-def make_rows(step: int) -> list[Row]:
-    """The global batch of a step: every row mixes the three objectives."""
-    rng = np.random.default_rng(step)
-    objective = ObjectiveConfig()
-    rows = []
-    for row in range(ROWS):
-        proteins = toy_sequences(5, seed=100 * step + row)
-        names = ("mlm", "gmask", "smask", "gmask", "mlm")
-        rows.append(
-            pack(
-                [
-                    make_example(Fragment(encode_residues(p)), n, rng, objective)
-                    for p, n in zip(proteins, names, strict=True)
-                ]
-            )
-        )
-    return rows
+def data_parallel() -> tuple[int, int]:
+    from megatron.core import parallel_state
 
-
-def reference() -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
-    """Losses, gradient norms and final weights of the plain model under torch's AdamW."""
-    config = make_config(ParallelConfig())
-    o = config.optimizer
-    model = GLM(config.glm, seed=config.seed)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [dict(params=matrices, weight_decay=o.weight_decay), dict(params=vectors, weight_decay=0.0)],
-        betas=(o.beta1, o.beta2), eps=o.eps,
-    )  # fmt: skip
-    log = []
-    for step in range(STEPS):
-        total = weight = 0.0
-        for row in make_rows(step):
-            tokens, positions, segments, labels, weights = map(
-                torch.from_numpy, (row.tokens, row.positions, row.segments, row.labels, row.weights)
-            )
-            hidden = model.hidden(
-                tokens, positions, lambda _, q, k, v, s=segments: attend(q, k, v, s),
-                input_gradient=o.embedding_gradient,
-            )[-1]  # fmt: skip
-            total += (F.cross_entropy(model.output(hidden), labels, reduction="none") * weights).sum()
-            weight += round(float(weights.sum()))
-        optimizer.zero_grad()
-        loss = total / weight
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
-        done, warm = step + 1, round(o.warmup_ratio * STEPS)
-        low = o.learning_rate * o.min_learning_rate_ratio
-        cosine = (1 + math.cos(math.pi * (done - warm) / (STEPS - warm))) / 2
-        rate = o.learning_rate * done / warm if done <= warm else low + cosine * (o.learning_rate - low)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        log.append((loss.item(), norm.item()))
-    return log, {name: weight.detach() for name, weight in model.state_dict().items()}
+    return parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
 
 
 def train(
-    rank: int, parallel: ParallelConfig, state: dict[str, torch.Tensor]
-) -> tuple[list[tuple[float, float]], float]:
-    """Losses and norms of a layout, and this rank's largest deviation from the reference's final weights."""
+    rank: int, parallel: ParallelConfig, state: dict[str, torch.Tensor], sabotage: Callable[[Trainer], None] | None
+) -> tuple[Log, float]:
+    """Each step of a layout, and this rank's largest deviation from the reference's final weights."""
     config = make_config(parallel)
     with process_groups(config):
-        from megatron.core import parallel_state
-
         trainer = Trainer(config)
-        ranks, mine = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        share = ROWS // ranks
+        if sabotage:
+            sabotage(trainer)
         log = []
         for step in range(STEPS):
-            result = trainer.step(make_rows(step)[mine * share : (mine + 1) * share])
-            log.append((result.losses.loss, result.gradient_norm))
-        expected = state_to_megatron(state, config.glm)
-        worst = max(
-            float((weight - shard(name, expected[trainer.core.global_name(name)], weight)).abs().max())
-            for name, weight in trainer.core.named_parameters()
-        )
+            result = trainer.step(local_rows(step, *data_parallel()))
+            log.append(Step(result.losses.loss, result.gradient_norm, result.losses.nats))
+        with trainer.whole_weights():
+            worst = deviation(trainer, state)
     return log, worst
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return reference()
+def deviation(trainer: Trainer, state: dict[str, torch.Tensor]) -> float:
+    """The largest difference between this rank's weights and its part of the plain model's."""
+    expected = state_to_megatron(state, trainer.config.glm)
+    return max(
+        float((weight - shard(name, expected[core.global_name(name)], weight)).abs().max())
+        for core in trainer.cores
+        for name, weight in core.named_parameters()
+    )
 
 
-def train_bf16(rank: int, parallel: ParallelConfig) -> list[float]:
-    config = make_config(parallel, precision="bf16")
-    with process_groups(config):
-        trainer = Trainer(config)
-        share = ROWS // 2
-        return [trainer.step(make_rows(step)[rank * share : (rank + 1) * share]).losses.loss for step in range(STEPS)]
-
-
-def test_bf16_follows_fp32(plain):
-    """bf16 keeps 8 bits: the losses agree to a few parts in a thousand."""
-    expected = [loss for loss, _ in plain[0]]
-    for got in run_distributed(train_bf16, 2, ParallelConfig(distributed_optimizer=True)):
-        np.testing.assert_allclose(got, expected, atol=2e-2, rtol=0)
-        assert got != expected
+def differences(got: Log, log: Log) -> tuple[float, float, float]:
+    """Largest difference of losses, gradient norms and per-objective nats."""
+    assert [step.nats.keys() for step in got] == [step.nats.keys() for step in log]
+    nats = [abs(a.nats[name] - b.nats[name]) for a, b in zip(got, log, strict=True) for name in b.nats]
+    loss, norm = np.abs(np.array([step[:2] for step in got]) - np.array([step[:2] for step in log])).max(axis=0)
+    return float(loss), float(norm), max(nats)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_trains_like_plain_pytorch(layout, plain):
-    world_size, parallel = LAYOUTS[layout]
+    world_size, degrees = LAYOUTS[layout]
     log, state = plain
-    for got, worst in run_distributed(train, world_size, parallel, state):
-        loss, norm = np.abs(np.array(got) - np.array(log)).max(axis=0)
-        print(f"{layout}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {worst:.1e}")
-        np.testing.assert_allclose([loss for loss, _ in got], [loss for loss, _ in log], atol=1e-6, rtol=0)
-        np.testing.assert_allclose([norm for _, norm in got], [norm for _, norm in log], atol=1e-6, rtol=1e-6)
-        assert worst < 1e-6
+    for got, worst in run_distributed(train, world_size, ParallelConfig(**degrees), state, None):
+        loss, norm, nats = differences(got, log)
+        print(f"{layout}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {worst:.1e}, nats {nats:.1e}")
+        assert max(loss, nats, worst) < 1e-6
+        assert norm < 1e-6 * max(1.0, max(step.norm for step in log))
+
+
+def leave_norms_unreduced(trainer: Trainer) -> None:
+    for core in trainer.cores:
+        for weight in core.parameters():
+            weight.sequence_parallel = False
+
+
+def decay_everything(trainer: Trainer) -> None:
+    for group in trainer.optimizer.param_groups:
+        group["wd_mult"] = 1.0
+
+
+def leave_qk_unpermuted(trainer: Trainer) -> None:
+    reorder = names._reorder_qk
+    names._reorder_qk = lambda weight, *_: weight
+    try:
+        for core in trainer.cores:
+            core.draw_weights(trainer.config.seed)
+    finally:
+        names._reorder_qk = reorder
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "layout"),
+    [(leave_norms_unreduced, "tp2 sp"), (decay_everything, "alone"), (leave_qk_unpermuted, "alone")],
+)
+def test_a_mistake_is_seen(sabotage, layout, plain):
+    world_size, degrees = LAYOUTS[layout]
+    log, state = plain
+    got = run_distributed(train, world_size, ParallelConfig(**degrees), state, sabotage)
+    worst = max(deviation for _, deviation in got)
+    print(f"{sabotage.__name__}: loss {differences(got[0][0], log)[0]:.1e}, weights {worst:.1e}")
+    assert worst > 1e-5
+
+
+def train_in(rank: int, precision: str, parallel: ParallelConfig) -> list[float]:
+    config = make_config(parallel, precision=precision)
+    with process_groups(config):
+        trainer = Trainer(config)
+        return [trainer.step(local_rows(step, *data_parallel())).losses.loss for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("layout", ["dp2 distopt overlap", "tp2 sp"])
+def test_half_precision_follows_fp32(precision, layout, plain):
+    """bf16 keeps 8 bits: the losses agree to a few parts in a thousand."""
+    expected = [step.loss for step in plain[0]]
+    for got in run_distributed(train_in, 2, precision, ParallelConfig(**LAYOUTS[layout][1])):
+        np.testing.assert_allclose(got, expected, atol=2e-2, rtol=0)
+        assert got != expected
