@@ -1,115 +1,203 @@
-"""Training checkpoints: megatron's sharded `torch_dist` format, one folder a step, visible only when complete.
+"""Training checkpoints: saved at once or beside the training, verified on the way back, pruned; by all ranks as one.
 
-    run/checkpoints/step-00000100/     model and optimizer, sharded
+A checkpoint is a folder in megatron's sharded `torch_dist` format, which every layout can read, with `facts.json`: the
+step, what a run must share to go on from it, where the loop was, and a checksum of every file. Batches and the learning
+rate are functions of the step, so neither random state nor schedule is saved.
 
-A checkpoint is written beside its final name and renamed by one rank after all have finished, so a killed save leaves
-nothing that a restart would read. Batches and the learning rate are functions of the step, so neither random state nor
-schedule is saved. The format's metadata is a pickle: load only checkpoints you trust, and share model directories
-(`xtrimo export`), which hold none.
+The format's metadata is a pickle: load only checkpoints you trust, and share model directories (`xtrimo export`), which
+hold none.
 """
 
-import json
-import queue
-import re
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from torch.distributed.checkpoint.api import CheckpointException
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.filesystem_async import HAVE_PSUTIL
 
+from pretrain.agreement import RankError, on_main_rank, together
+from pretrain.checkpoint_files import Facts, Stamp, free_bytes, hidden, path_of, prune, publish, steps, sweep, verify
+from pretrain.checkpoint_writing import ShardedSave
 from pretrain.parallel import is_main_rank
 from pretrain.trainer import Trainer
-from xtrimo.errors import CheckpointError
+from xtrimo.errors import CheckpointError, MissingExtraError
 
-_STEP = re.compile(r"step-(\d{8})")
+logger = logging.getLogger(__name__)
+
 # The distributed optimizer's state is saved in the shape of the parameters, so that other layouts can read it.
-_METADATA = {
+METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
     "chained_optim_avoid_prefix": True,
 }
-# A synchronous save needs no manager process; megatron would spawn one that imports the main program again.
-filesystem_async._results_queue = queue.Queue()
+_CROSSED = (
+    ". Whether the optimizer is distributed cannot be changed in a run: megatron-core 0.16.1 reads neither kind of"
+    " optimizer state into the other. Start again with or without --parallel.distributed-optimizer, as it was"
+)
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a folder, ascending."""
-    found = (_STEP.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(match.group(1)) for match in found if match)
-
-
-def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return folder / f"step-{step:08}"
-
-
-def save(trainer: Trainer, folder: Path, step: int, facts: Mapping[str, Any]) -> None:
-    """Save what training needs to go on after `step` steps, then drop all but the newest checkpoints.
+class Checkpoints:
+    """The checkpoints of one run. Every method is collective: all ranks call it, and what fails on one raises on all.
 
     Args:
-        facts: what a run must share to go on from here; `load` compares them.
-    """
-    target = path_of(folder, step)
-    work = folder / f".{target.name}.tmp"
-    if is_main_rank():
-        for leftover in folder.glob(".step-*.tmp"):  # of a save or a removal that was killed
-            shutil.rmtree(leftover)
-        work.mkdir(parents=True)
-    dist.barrier()
-    strategy = get_default_save_sharded_strategy()
-    dist_checkpointing.save(_state(trainer, loading=False), str(work), strategy, content_metadata=_METADATA)
-    dist.barrier()
-    if is_main_rank():
-        (work / "facts.json").write_text(json.dumps({"step": step, "config": facts}))
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-        for old in steps(folder)[: -trainer.config.keep]:
-            path_of(folder, old).rename(work)  # so that a kill leaves no half of it in sight
-            shutil.rmtree(work)
-    dist.barrier()
-
-
-def load(trainer: Trainer, folder: Path, facts: Mapping[str, Any]) -> int:
-    """Load the newest checkpoint of a folder; the number of steps done, 0 when there is none.
+        facts: what a run must share to go on from a checkpoint; `load` compares them.
 
     Raises:
-        CheckpointError: when the checkpoint belongs to a run with other settings, naming them, has more steps than
-            the run is to have, or cannot be read.
+        MissingExtraError: without psutil, for which megatron's writers wait for ever.
     """
-    done = steps(folder)
-    if not done:
-        return 0
-    path = path_of(folder, done[-1])
-    saved = json.loads((path / "facts.json").read_text())["config"]
-    changed = [f"{name}: saved {saved[name]}, asked {facts[name]}" for name in saved if saved[name] != facts.get(name)]
-    if changed:
-        raise CheckpointError(
-            f"{path} was trained with other settings; repeat them, or choose a new run folder: " + "; ".join(changed)
-        )
-    if done[-1] > trainer.config.steps:
-        raise CheckpointError(
-            f"{path} has done {done[-1]} steps, the run is to have {trainer.config.steps}; ask for more, or choose"
-            " a new run folder"
-        )
-    try:
-        state: dict[str, Any] = dist_checkpointing.load(_state(trainer, loading=True), str(path))
-    except (Exception, CheckpointException) as error:  # what a damaged file leads to; the latter is no Exception
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}), as when a file of it was cut; remove it to go on from the"
-            " one before"
-        ) from error
-    trainer.core.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.scheduler.step(done[-1])  # its state is the step; so a longer run may go on from a shorter one
-    return done[-1]
+
+    def __init__(self, trainer: Trainer, folder: Path, facts: Mapping[str, Any]) -> None:
+        if not HAVE_PSUTIL:
+            raise MissingExtraError("saving checkpoints needs psutil; run: pip install 'xtrimo[pretrain]'")
+        self.trainer, self.folder, self.facts = trainer, folder, dict(facts)
+        self._queue = AsyncCallsQueue()
+
+    def save(self, step: int, progress: Mapping[str, Any]) -> None:
+        """Save what training needs to go on after `step` steps; with `async_save` this only starts it.
+
+        Args:
+            progress: where the loop is, in JSON's types; `load` gives it back.
+
+        Raises:
+            CheckpointError: when this save, or one still under way, failed. What was saved before is untouched.
+        """
+        self.finish()
+        work = self.folder / on_main_rank(lambda: hidden(path_of(self.folder, step)).name)
+        with self._removed_on_failure(step, work):
+            on_main_rank(partial(self._make, work))
+            together(partial(_check_shared, work))
+            save = ShardedSave(work, self.trainer.sharded_state(METADATA, loading=False), METADATA)
+        with self._removed_on_failure(step, work, save.num_bytes):
+            on_main_rank(partial(self._check_room, save.num_bytes))
+            request = save.request()
+            request.add_finalize_fn(partial(self._complete, save, step, dict(progress)))
+            if self.trainer.config.async_save:
+                together(partial(self._queue.schedule_async_request, request))
+                return
+        request.execute_sync()
+
+    def poll(self) -> None:
+        """Bring a save that all ranks have finished into sight; cheap enough for every step.
+
+        Raises:
+            CheckpointError: when that save failed.
+        """
+        self._queue.maybe_finalize_async_calls(blocking=False)
+
+    def finish(self) -> None:
+        """Wait for the save under way, if there is one.
+
+        Raises:
+            CheckpointError: when that save failed.
+        """
+        self._queue.maybe_finalize_async_calls(blocking=True)
+
+    def load(self, usable: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> tuple[int, dict[str, Any]]:
+        """Load the newest checkpoint that is intact and usable, and say which newer ones are passed over, and why.
+
+        Args:
+            usable: says of a checkpoint's progress whether to go on from there; the same on all ranks.
+
+        Returns:
+            Steps done and progress; (0, {}) when the folder has no checkpoint at all.
+
+        Raises:
+            CheckpointError: when the run has other settings than a checkpoint, naming them, or is to have fewer steps;
+                or when there are checkpoints, but none to go on from.
+        """
+        passed = []
+        for step in reversed(on_main_rank(partial(steps, self.folder))):
+            path = path_of(self.folder, step)
+            try:
+                facts = together(partial(Facts.read, path))
+                self._check_run(path, facts)
+                if usable(facts.progress):
+                    self._restore(path, facts)
+                    return step, facts.progress
+                reason, level = "of another history than this run is to have", logging.WARNING
+            except RankError as error:
+                reason, level = f"damaged or unreadable: {error}", logging.ERROR
+            passed.append(f"{path.name} ({reason})")
+            if is_main_rank():
+                logger.log(level, "%s is passed over, for the one before it: %s", path, reason)
+        if passed:
+            raise CheckpointError(
+                f"{self.folder} has no checkpoint to go on from: {', '.join(passed)}; put one that is sound there, or"
+                " choose a new run folder"
+            )
+        return 0, {}
+
+    def _make(self, work: Path) -> None:
+        sweep(self.folder)
+        work.mkdir(parents=True)
+
+    def _check_room(self, num_bytes: int) -> None:
+        if num_bytes > free_bytes(self.folder):
+            raise CheckpointError("too little room")
+
+    def _complete(self, save: ShardedSave, step: int, progress: dict[str, Any]) -> None:
+        """Bring a save into sight whose shards all ranks have written."""
+        with self._removed_on_failure(step, save.folder, save.num_bytes):
+            facts = Facts(step=step, config=self.facts, progress=progress, files=save.finish())
+            on_main_rank(partial(self._publish, save.folder, facts))
+
+    def _publish(self, work: Path, facts: Facts) -> None:
+        facts.write(work)
+        publish(work, path_of(self.folder, facts.step))
+        prune(self.folder, self.trainer.config.keep, self.trainer.config.keep_every)
+
+    @contextmanager
+    def _removed_on_failure(self, step: int, work: Path, num_bytes: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except RankError as error:
+            free = on_main_rank(partial(free_bytes, self.folder))
+            on_main_rank(partial(shutil.rmtree, work, ignore_errors=True))
+            takes = f"It takes {num_bytes:,} bytes, and {free:,} are free. " if num_bytes else ""
+            raise CheckpointError(
+                f"{self.folder}: the checkpoint of step {step} was not saved: {error}. {takes}What was saved before is"
+                " untouched: make room, or cure what else failed, and start the same command again"
+            ) from error
+
+    def _check_run(self, path: Path, facts: Facts) -> None:
+        """Refuse to go on from a checkpoint of another run."""
+        changed = {name: (value, self.facts.get(name)) for name, value in facts.config.items()}
+        changed = {name: (saved, asked) for name, (saved, asked) in changed.items() if saved != asked}
+        if changed:
+            listed = "; ".join(f"{name}: saved {saved}, asked {asked}" for name, (saved, asked) in changed.items())
+            crossed = _CROSSED if "distributed_optimizer" in changed else ""
+            raise CheckpointError(
+                f"{path} was trained with other settings; repeat them, or choose a new run folder: {listed}{crossed}"
+            )
+        if facts.step > self.trainer.config.steps:
+            raise CheckpointError(
+                f"{path} has done {facts.step} steps, the run is to have {self.trainer.config.steps}; ask for more, or"
+                " choose a new run folder"
+            )
+
+    def _restore(self, path: Path, facts: Facts) -> None:
+        if facts.files is not None:
+            together(partial(_verify_share, path, facts.files))
+        elif is_main_rank():
+            logger.warning("%s has no checksums, as an earlier version wrote it: it cannot be verified", path)
+        state = self.trainer.sharded_state(METADATA, loading=True)
+        loaded = together(partial(dist_checkpointing.load, state, str(path)))
+        self.trainer.load_state(loaded, facts.step)
 
 
-def _state(trainer: Trainer, *, loading: bool) -> dict[str, Any]:
-    model = trainer.core.sharded_state_dict(metadata=dict(_METADATA))
-    optimizer = trainer.optimizer.sharded_state_dict(dict(model), is_loading=loading, metadata=dict(_METADATA))
-    return {"model": model, "optimizer": optimizer}
+def _check_shared(work: Path) -> None:
+    if not work.is_dir():
+        raise CheckpointError(f"{work.parent} is not the main rank's; the run folder must be one that all ranks share")
+
+
+def _verify_share(path: Path, files: Mapping[str, Stamp]) -> None:
+    """Check this rank's share of the shards, and the files that every rank reads."""
+    shards = sorted((name for name in files if name.endswith(".distcp")), key=lambda name: files[name])
+    mine = shards[dist.get_rank() :: dist.get_world_size()]
+    verify(path, {name: stamp for name, stamp in files.items() if name in mine or name not in shards})

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from pretrain.checkpoint_files import Facts, path_of, steps, verify
 from xtrimo.checkpoint import save_state
 from xtrimo.config import GLMConfig
 from xtrimo.errors import CheckpointError
@@ -50,10 +51,10 @@ def export_run(config: ExportConfig) -> int:
     """Write `config.out`; the step that was exported.
 
     Raises:
-        CheckpointError: if the run folder has no such checkpoint, or the checkpoint no such weights.
+        CheckpointError: if the run folder has no such checkpoint, it is damaged, or it has no such weights.
     """
     folder = config.run / "checkpoints"
-    found = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-" + "[0-9]" * 8))
+    found = steps(folder)
     if not found or config.step not in (None, *found):
         asked = "" if config.step is None else f" of step {config.step}"
         raise CheckpointError(f"{folder} has no checkpoint{asked}; it has {found or 'none'}")
@@ -65,7 +66,12 @@ def export_run(config: ExportConfig) -> int:
         source=f"xtrimo pretrain, {run['model']}, step {step:,}",
     )
     notes = f"Pretrained for {step:,} steps on the corpus `{Path(run['corpus']).name}`, seed {run['seed']}."
-    save_state(read_weights(folder / f"step-{step:08}", glm), glm, config.out, notes=notes)
+    checkpoint = path_of(folder, step)
+    try:
+        verify(checkpoint, Facts.read(checkpoint).files or {})
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint} cannot be read: {error}; choose another one with --step") from error
+    save_state(read_weights(checkpoint, glm), glm, config.out, notes=notes)
     return step
 
 
