@@ -1,84 +1,152 @@
 """The pretraining loop: resume, step, validate, save; the same on one CPU process and on every rank of a job."""
 
 import logging
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron.core import parallel_state
 
-from pretrain import checkpoint
+from pretrain.checkpoint import Checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.corpus import Corpus
 from pretrain.data import Stream, validation_rows
+from pretrain.guard import Guard
+from pretrain.losses import Losses
 from pretrain.monitor import Monitor
 from pretrain.parallel import is_main_rank, process_groups
-from pretrain.trainer import Losses, StepResult, Trainer
+from pretrain.skipping import FILE as LEFT_OUT
+from pretrain.skipping import Skips
+from pretrain.stopping import DONE, STOP, STOPPED, StopRequest
+from pretrain.trainer import Trainer
+from pretrain.watchdog import Watchdog
 from xtrimo.errors import CheckpointError, TrainingError
-from xtrimo.packing import Row
 
 logger = logging.getLogger(__name__)
 
+MAX_ROLL_BACKS = 5  # to one checkpoint; a run that spikes again and again needs another setting, not fewer batches
 
-def pretrain(config: PretrainConfig) -> Losses:
-    """Train, or go on training, until `config.steps`; the last validation's losses.
+
+def pretrain(config: PretrainConfig) -> Losses | None:
+    """Train, or go on training, until `config.steps`; the last validation's losses, or None if asked to stop before.
 
     Raises:
         CorpusError: if the corpus cannot be read.
-        CheckpointError: if the run folder holds a run with other settings, or something else.
-        TrainingError: if the loss is not finite; the checkpoints are those of before.
+        CheckpointError: if the run folder holds a run with other settings, or something else; if none of its
+            checkpoints is intact, or one cannot be written.
+        TrainingError: if no step gives a finite gradient any more, or the loss spikes however many batches are left
+            out; the checkpoints are those of before.
     """
     _check_folder(config.run)
     corpus = Corpus.open(config.corpus)
     facts = config.what_fixes_the_run() | {"corpus": corpus.fingerprint}
     with process_groups(config):
-        stream = Stream(corpus, config)
-        rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        held_out = {name: rows[rank::ranks] for name, rows in validation_rows(corpus, config).items()}
-        trainer = Trainer(config)
-        checkpoints = config.run / "checkpoints"
-        done = checkpoint.load(trainer, checkpoints, facts)
+        skips = Skips(config.run, config.fault.skip_batches)
+        with StopRequest(config.run) as stop, Watchdog(config.run, config.fault.hang_seconds) as watchdog:
+            began: list[int] = []
+            while True:
+                run = _Run(config, corpus, facts, skips, watchdog)
+                began.append(run.done)
+                if began.count(run.done) > 1 + MAX_ROLL_BACKS:
+                    raise TrainingError(
+                        f"the loss spiked after each of {MAX_ROLL_BACKS} returns to step {run.done}, whatever batches"
+                        " were left out; train with a lower learning rate in a new run folder"
+                    )
+                if run.go_on(stop):
+                    stop.leave_word(run.done == config.steps)
+                    return run.losses
+
+
+class _Run:
+    """From a checkpoint to the end, a request to stop, or a return to an earlier checkpoint."""
+
+    def __init__(
+        self, config: PretrainConfig, corpus: Corpus, facts: Mapping[str, Any], skips: Skips, watchdog: Watchdog
+    ) -> None:
+        self.config, self.skips, self.watchdog = config, skips, watchdog
+        self.stream = Stream(corpus, config)
+        self.rank = parallel_state.get_data_parallel_rank()
+        self.ranks = parallel_state.get_data_parallel_world_size()
+        self.held_out = [
+            row for rows in validation_rows(corpus, config).values() for row in rows[self.rank :: self.ranks]
+        ]
+        self.trainer = Trainer(config)
+        self.checkpoints = Checkpoints(self.trainer, config.run / "checkpoints", facts)
+        self.done, progress = self.checkpoints.load(skips.agree_with)
+        self.saved = self.done
+        self.guard = Guard(config, progress)
+        self.losses: Losses | None = None
         if is_main_rank():
             _write_config(config)
-            logger.info("%s, %d parameters, from step %d", config.model, config.glm.num_params, done)
-        with Monitor(config, done) as monitor:
-            losses = _validate(trainer, held_out) if done == config.steps else None
-            for step in range(done, config.steps):
-                result = trainer.step(stream.step(step, rank, ranks))
-                _check_finite(step + 1, result)
-                monitor.step(step + 1, result)
-                last = step + 1 == config.steps
-                if last or (config.validate_every and (step + 1) % config.validate_every == 0):
-                    losses = _validate(trainer, held_out)
-                    if losses.nats:
-                        monitor.validation(step + 1, losses)
-                if last or (step + 1) % config.save_every == 0:
-                    checkpoint.save(trainer, checkpoints, step + 1, facts)
+            logger.info("%s, %d parameters, from step %d", config.model, config.glm.num_params, self.done)
+
+    def go_on(self, stop: StopRequest) -> bool:
+        """Train; False after a spike that is to be undone, otherwise True with the state saved."""
+        with Monitor(self.config, self.done) as monitor:
+            if self.done == self.config.steps:
+                self._validate()
+            while self.done < self.config.steps:
+                if self._step(monitor) and self.config.fault.roll_back:
+                    self._leave_out_since_saved()
+                    return False
+                last = self.done == self.config.steps
+                if last or (self.config.validate_every and self.done % self.config.validate_every == 0):
+                    monitor.validation(self.done, self._validate())
+                self.checkpoints.poll()
+                stopped = stop.heard() and not last
+                if last or stopped or self.done % self.config.save_every == 0:
+                    self._save(self.done)
                     monitor.restart_clock()
-    assert losses is not None  # the last step validates
-    return losses
+                if stopped:
+                    logger.warning("asked to stop (%s): saved after step %d", stop.why or "by another rank", self.done)
+                    self.losses = None
+                    break
+            self.checkpoints.finish()
+        return True
 
+    def _step(self, monitor: Monitor) -> bool:
+        """One step; whether its loss is a spike."""
+        batch = self.skips.batch(self.done)
+        result = self.trainer.step(self.stream.step(batch, self.rank, self.ranks), batch)
+        self.watchdog.beat()
+        self.done += 1
+        spike = self.guard.is_spike(self.done, batch, result)
+        monitor.step(self.done, result, self.guard.num_skipped)
+        if self.guard.is_lost:
+            kept = self.done - len(self.guard.skipped)
+            if kept != self.saved:
+                self._save(kept)
+            self.checkpoints.finish()
+            raise self.guard.lost(result, kept)
+        return spike
 
-def _validate(trainer: Trainer, held_out: dict[str, list[Row]]) -> Losses:
-    return trainer.evaluate([row for rows in held_out.values() for row in rows])
+    def _leave_out_since_saved(self) -> None:
+        self.checkpoints.finish()
+        first, last = self.skips.history(self.saved)["end"], self.skips.batch(self.done - 1)
+        logger.warning("back to step %d, leaving out batches %d-%d", self.saved, first, last)
+        self.skips.add([(first, last)])
+
+    def _save(self, step: int) -> None:
+        progress = {"step": step, "history": self.skips.history(step), **self.guard.progress}
+        self.checkpoints.save(step, progress)
+        self.saved = step
+        self.watchdog.beat()
+
+    def _validate(self) -> Losses:
+        self.losses = self.trainer.evaluate(self.held_out)
+        self.watchdog.beat()
+        return self.losses
 
 
 def _check_folder(run: Path) -> None:
     """Refuse to train into a folder that holds something else, such as a model directory."""
-    ours = {"config.json", "config.tmp", "checkpoints", "metrics.jsonl", "metrics.tmp", "tensorboard"}
+    ours = {"config.json", "config.tmp", "checkpoints", "metrics.jsonl", "metrics.tmp", "tensorboard", "stacks",
+            LEFT_OUT, STOP, STOPPED, DONE, Path(LEFT_OUT).with_suffix(".tmp").name}  # fmt: skip
     found = {path.name for path in run.iterdir()} if run.is_dir() else set()
     if found - ours or ("config.json" in found and '"curriculum"' not in (run / "config.json").read_text()):
         raise CheckpointError(
             f"{run} is no run folder: it holds {', '.join(sorted(found - ours)[:3]) or 'another config.json'};"
             " choose another --out"
-        )
-
-
-def _check_finite(step: int, result: StepResult) -> None:
-    loss, norm = result.losses.loss, result.gradient_norm
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise TrainingError(
-            f"step {step}: the loss is {loss}, the gradient norm {norm}; nothing of it was saved. Lower the learning"
-            " rate or warm up longer, in a new run folder"
         )
 
 

@@ -11,14 +11,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import xtrimo
-from pretrain import checkpoint
+from pretrain.checkpoint import Checkpoints
+from pretrain.checkpoint_files import steps
 from pretrain.config import BatchConfig, OptimizerConfig, PretrainConfig
 from pretrain.corpus import Corpus
 from pretrain.export import ExportConfig, export_run
+from tests.pretrain import runs
+from tests.pretrain.runs import losses, train
 from xtrimo.errors import CheckpointError
 from xtrimo.testing import run_distributed, toy_sequences
 
@@ -27,44 +31,20 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    from pretrain.corpus_building import CorpusConfig, build_corpus
-
-    folder = tmp_path_factory.mktemp("corpus")
-    fasta = folder / "in.fasta"
-    # a biased composition, so that a few steps have something to learn
-    fasta.write_text(
-        "".join(f">{i}\n{s.replace('W', 'L').replace('C', 'L')}\n" for i, s in enumerate(toy_sequences(300)))
-    )
-    build_corpus(CorpusConfig(inputs=(fasta,), out=folder / "corpus", min_length=5, valid_ratio=0.1))
-    return folder / "corpus"
+    return runs.make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def flags(corpus: Path, run: Path) -> list[str]:
-    return [
-        "--corpus", str(corpus), "--out", str(run), "--model", "glm-1m", "--steps", str(STEPS), "--log-every", "1",
-        "--save-every", "2", "--validate-every", "3", "--valid-tokens", "500", "--batch.rows", "1",
-        "--batch.row-length", "256", "--optimizer.learning-rate", "3e-3",
-    ]  # fmt: skip
-
-
-def train_with(rank: int, args: list[str]) -> None:
-    from pretrain.train import main
-
-    main(args)
-
-
-def losses(run: Path) -> dict[tuple[str, int], list[float]]:
-    """All loss figures of a run by (split, step), in order of writing; a step twice would show as a missing one."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    out = {(x["split"], x["step"]): [v for k, v in x.items() if k.startswith(("nats_", "loss"))] for x in lines}
-    assert len(out) == len(lines)
-    return out
+    """A run of a real preset, which a process of its own knows too."""
+    return runs.flags(
+        corpus, run, "--model", "glm-1m", "--steps", str(STEPS), "--validate-every", "3", "--batch.rows", "1"
+    )
 
 
 @pytest.fixture(scope="module")
 def unbroken(corpus, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "unbroken"
-    run_distributed(train_with, 1, flags(corpus, run))
+    train(flags(corpus, run))
     return run
 
 
@@ -74,7 +54,7 @@ def test_loss_goes_down(unbroken):
 
 
 def test_run_folder_is_complete(unbroken):
-    assert checkpoint.steps(unbroken / "checkpoints") == [4, 6]
+    assert steps(unbroken / "checkpoints") == [4, 6]
     assert list((unbroken / "tensorboard").glob("events.*"))
     metrics = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     assert {"residues_per_second", "mfu", "seconds_left", "gradient_norm", "lr"} <= set(metrics[0])
@@ -86,27 +66,52 @@ def test_killed_run_resumes_bitwise(corpus, unbroken, tmp_path):
     command = [sys.executable, "-m", "xtrimo", "pretrain", *flags(corpus, run)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not checkpoint.steps(run / "checkpoints") and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
+    wait_for_checkpoint(run, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = checkpoint.steps(run / "checkpoints")
+    done = steps(run / "checkpoints")
     assert done and done[-1] < STEPS, "the run was to be killed in the middle"
     (run / "checkpoints" / ".step-00000099.tmp").mkdir()  # what a kill during a save leaves behind
-    run_distributed(train_with, 1, flags(corpus, run))
+    train(flags(corpus, run))
     assert losses(run) == losses(unbroken)
+
+
+def test_torchrun_ends_when_a_worker_is_killed_and_resumes(corpus, tmp_path):
+    """The real launcher: two tensor-parallel ranks, one killed from outside while it trains."""
+    run = tmp_path / "run"
+    command = [
+        str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "-m", "xtrimo",
+        "pretrain", *flags(corpus, run), "--parallel.tensor-degree", "2", "--parallel.sequence-parallel",
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_checkpoint(run, process)
+    workers = psutil.Process(process.pid).children()
+    workers[-1].send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    done = steps(run / "checkpoints")
+    assert done and done[-1] < STEPS, "the run was to be killed in the middle"
+    assert subprocess.run(command, env=env, capture_output=True, timeout=120).returncode == 0
+    train(flags(corpus, tmp_path / "unbroken") + command[-3:], 2)
+    assert losses(run) == losses(tmp_path / "unbroken")
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
+    """Until the run has saved for the first time, or has ended."""
+    deadline = time.monotonic() + 120
+    while not steps(run / "checkpoints") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
 
 
 def test_finished_run_validates_again_and_stops(corpus, unbroken):
     before = losses(unbroken)
-    run_distributed(train_with, 1, flags(corpus, unbroken))
+    train(flags(corpus, unbroken))
     assert losses(unbroken) == before
 
 
 def test_a_finished_run_goes_on_with_more_steps(corpus, unbroken, tmp_path):
     shutil.copytree(unbroken, run := tmp_path / "longer")
-    run_distributed(train_with, 1, [*flags(corpus, run), "--steps", str(STEPS + 2)])
+    train([*flags(corpus, run), "--steps", str(STEPS + 2)])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = {line["step"]: line["lr"] for line in lines if line["split"] == "train"}
     assert list(rates) == list(range(1, STEPS + 3))
@@ -119,7 +124,7 @@ def test_a_metrics_file_cut_by_a_kill_resumes(corpus, unbroken, tmp_path):
     shutil.rmtree(run / f"checkpoints/step-{STEPS:08}")
     metrics = run / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-20])
-    run_distributed(train_with, 1, flags(corpus, run))
+    train(flags(corpus, run))
     assert losses(run) == losses(unbroken)
 
 
@@ -128,7 +133,10 @@ def test_a_metrics_file_cut_by_a_kill_resumes(corpus, unbroken, tmp_path):
     [
         (["--steps", "5"], "has done 6 steps, the run is to have 5"),
         (["--parallel.distributed-optimizer"], "distributed_optimizer: saved False, asked True"),
-        (["--optimizer.learning-rate", "1e9", "--out", "new"], "TrainingError: step .* is nan"),
+        (
+            ["--optimizer.learning-rate", "1e9", "--steps", "40", "--out", "new"],
+            "TrainingError: step .*: 10 steps in a row had no finite gradient",
+        ),
         (["--out", "{corpus}"], "is no run folder: it holds meta.json"),
         (["--batch.cluster-balanced", "--out", "new"], "knows no clusters"),
     ],
@@ -136,15 +144,7 @@ def test_a_metrics_file_cut_by_a_kill_resumes(corpus, unbroken, tmp_path):
 def test_what_cannot_be_trained_is_refused(corpus, unbroken, tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match=message):
-        run_distributed(train_with, 1, [*flags(corpus, unbroken), *(word.format(corpus=corpus) for word in change)])
-
-
-def test_a_damaged_checkpoint_is_named(corpus, unbroken, tmp_path):
-    shutil.copytree(unbroken, run := tmp_path / "damaged")
-    for shard in (run / f"checkpoints/step-{STEPS:08}").glob("*.distcp"):
-        shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(RuntimeError, match=r"step-00000006 cannot be read.* remove it to go on"):
-        run_distributed(train_with, 1, flags(corpus, run))
+        train([*flags(corpus, unbroken), *(word.format(corpus=corpus) for word in change)])
 
 
 def test_export_names_a_damaged_checkpoint(unbroken, tmp_path):
@@ -162,12 +162,12 @@ def test_another_corpus_does_not_resume(corpus, unbroken, tmp_path):
     (tmp_path / "in.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(toy_sequences(60, seed=5))))
     build_corpus(CorpusConfig(inputs=(tmp_path / "in.fasta",), out=tmp_path / "corpus", min_length=5, valid_ratio=0.1))
     with pytest.raises(RuntimeError, match="other settings.*corpus: saved"):
-        run_distributed(train_with, 1, flags(tmp_path / "corpus", unbroken))
+        train(flags(tmp_path / "corpus", unbroken))
 
 
 def test_other_settings_do_not_resume(corpus, unbroken):
     with pytest.raises(RuntimeError, match=r"CheckpointError.*trained with other settings.*seed: saved 0, asked 1"):
-        run_distributed(train_with, 1, [*flags(corpus, unbroken), "--seed", "1"])
+        train([*flags(corpus, unbroken), "--seed", "1"])
 
 
 def logits_of_checkpoint(rank: int, run: Path, corpus: Path, row) -> np.ndarray:
@@ -176,13 +176,15 @@ def logits_of_checkpoint(rank: int, run: Path, corpus: Path, row) -> np.ndarray:
 
     config = PretrainConfig(
         corpus=corpus, run=run, model="glm-1m", steps=STEPS, batch=BatchConfig(rows=1, row_length=256),
-        optimizer=OptimizerConfig(learning_rate=3e-3),
+        optimizer=OptimizerConfig(learning_rate=3e-3), dropout=0.1,
     )  # fmt: skip
     with process_groups(config):
         trainer = Trainer(config)
         facts = config.what_fixes_the_run() | {"corpus": Corpus.open(corpus).fingerprint}
-        assert checkpoint.load(trainer, run / "checkpoints", facts) == STEPS
-        return trainer.core(*map(torch.from_numpy, (row.tokens, row.positions, row.segments))).detach().numpy()
+        done, progress = Checkpoints(trainer, run / "checkpoints", facts).load()
+        assert done == progress["step"] == STEPS
+        core = trainer.cores[0].eval()
+        return core(*map(torch.from_numpy, (row.tokens, row.positions, row.segments))).detach().numpy()
 
 
 def test_export_gives_the_trained_logits(corpus, unbroken, tmp_path):
