@@ -7,9 +7,12 @@
       train.offsets.npy         int64 (N,)  its start in the shards laid end to end
       train.sources.npy         uint8 (N,)  the input it came from, an index into `source_names`
       train.clusters.npy        int64 (N,)  its cluster; its own index where no clusters were given
+      train.checksums.npy       uint32 (N,) CRC-32 of its token ids; corpora of the first versions lack it
       valid-00000.residues ...  the same for the held-out split
 
-`Corpus.open` compares the size of every file with meta.json, which is cheap; `Corpus.verify` reads and checksums them.
+A damaged corpus does not train. `Corpus.open` compares the size of every file with meta.json and reads the index, some
+25 bytes a protein, to compare its checksums; residues are checked one protein at a time, each time one is read.
+`xtrimo info CORPUS --verify` reads it all.
 
     >>> corpus = Corpus.open("corpus")                      # doctest: +SKIP
     >>> corpus.train[0], corpus.train.lengths[0]            # doctest: +SKIP
@@ -18,7 +21,9 @@
 
 import hashlib
 import json
+import logging
 import mmap
+import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,15 +31,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int32, Int64, UInt8, UInt32
 
 from xtrimo.errors import CorpusError
+from xtrimo.log import warn_once
 from xtrimo.tokens import PUBLISHED_WORDS
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "xtrimo-corpus-1"
 META = "meta.json"
 SPLITS = ("train", "valid")
-INDEX_DTYPES = {"lengths": "<i4", "offsets": "<i8", "sources": "|u1", "clusters": "<i8"}
+CHECKSUMS = "checksums"
+INDEX_DTYPES = {"lengths": "<i4", "offsets": "<i8", "sources": "|u1", "clusters": "<i8", CHECKSUMS: "<u4"}
+CURE = "copy the corpus again or rebuild it with `xtrimo corpus`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +97,7 @@ class SplitMeta:
     """Proteins by length; the key is the lower edge of the bin, the next key the upper one, exclusive."""
     shards: tuple[FileMeta, ...]
     index: tuple[FileMeta, ...]
-    """One file for each of INDEX_DTYPES, in that order."""
+    """One file for each of INDEX_DTYPES, in that order; corpora of the first versions lack the checksums."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,13 +133,21 @@ def _split_meta(fields: dict[str, Any]) -> SplitMeta:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """The proteins of one split: `split[i]` is a read-only view of the token ids of protein i, residues only."""
+    """The proteins of one split: `split[i]` is a read-only view of the token ids of protein i, residues only.
+
+    Raises:
+        CorpusError: on reading a protein whose token ids are no longer those that were written.
+    """
 
     lengths: Int32[np.ndarray, "protein"]
     offsets: Int64[np.ndarray, "protein"]
     sources: UInt8[np.ndarray, "protein"]
     clusters: Int64[np.ndarray, "protein"]
+    checksums: UInt32[np.ndarray, "protein"] | None
+    files: tuple[Path, ...]
+    """The shards' names."""
     shards: tuple[UInt8[np.ndarray, "_"], ...]
+    """Their content."""
     shard_starts: tuple[int, ...]
     """Where each shard begins when all are laid end to end, residues."""
 
@@ -140,7 +158,13 @@ class Split:
         offset = int(self.offsets[index])
         shard = bisect_right(self.shard_starts, offset) - 1
         start = offset - self.shard_starts[shard]
-        return self.shards[shard][start : start + int(self.lengths[index])]
+        residues = self.shards[shard][start : start + int(self.lengths[index])]
+        if self.checksums is not None and zlib.crc32(residues.data) != self.checksums[index]:
+            raise CorpusError(
+                f"{self.files[shard]} is damaged: protein {range(len(self))[index]}, the {len(residues)} bytes from"
+                f" {start} on, does not have the checksum {self.checksums[index]:08x} it was written with; {CURE}"
+            )
+        return residues
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +181,8 @@ class Corpus:
         """Memory-map the corpus in directory `path`.
 
         Raises:
-            CorpusError: no finished corpus there, another format or vocabulary, or a file of the wrong size.
+            CorpusError: no finished corpus there, another format or vocabulary, a file of the wrong size, or an
+                altered index.
         """
         path = Path(path)
         meta = read_meta(path)
@@ -165,22 +190,16 @@ class Corpus:
             size = (path / file.name).stat().st_size if (path / file.name).is_file() else None
             if size != file.size:
                 got = "is missing" if size is None else f"holds {size:,} bytes instead of {file.size:,}"
-                raise CorpusError(f"{path / file.name} {got}; copy the corpus again or rebuild it with `xtrimo corpus`")
-        return cls(path, meta, *(_open_split(path, getattr(meta, split)) for split in SPLITS))
-
-    def verify(self) -> None:
-        """Read every file and compare its checksum.
-
-        Raises:
-            CorpusError: naming the first file that was altered.
-        """
-        for file in _files(self.meta):
-            found = file_checksum(self.path / file.name)
-            if found != file.checksum:
-                raise CorpusError(
-                    f"{self.path / file.name} was altered: checksum {found} instead of {file.checksum};"
-                    " copy the corpus again or rebuild it with `xtrimo corpus`"
-                )
+                raise CorpusError(f"{path / file.name} {got}; {CURE}")
+        train, valid = (_open_split(path, getattr(meta, split)) for split in SPLITS)
+        if train.checksums is None:
+            warn_once(
+                logger,
+                "%s has no checksums of its proteins, as an earlier version wrote it: damaged residues would go into"
+                " training unnoticed; rebuild it with `xtrimo corpus`, or look first with `xtrimo info %s --verify`",
+                path, path,
+            )  # fmt: skip
+        return cls(path, meta, train, valid)
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -194,8 +213,12 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Of the content and the weights; the same corpus at another path has the same one."""
-        content = json.dumps([[file.name, file.size, file.checksum] for file in _files(self.meta)])
+        """Of the content and the weights; the same corpus at another path has the same one, as has one rebuilt.
+
+        So what follows from the rest of the content, the proteins' checksums, is left out.
+        """
+        files = [file for file in _files(self.meta) if _column(file) != CHECKSUMS]
+        content = json.dumps([[file.name, file.size, file.checksum] for file in files])
         return hashlib.blake2b(f"{content}{self.source_weights}".encode(), digest_size=16).hexdigest()
 
     @property
@@ -244,26 +267,21 @@ def _files(meta: CorpusMeta) -> list[FileMeta]:
     return [file for split in (meta.train, meta.valid) for file in (*split.shards, *split.index)]
 
 
+def _column(file: FileMeta) -> str:
+    return file.name.split(".")[1]  # of train.lengths.npy: lengths
+
+
 def _open_split(path: Path, meta: SplitMeta) -> Split:
-    lengths, offsets, sources, clusters = (_open_index(path / file.name) for file in meta.index)
-    for file, array, dtype in zip(
-        meta.index, (lengths, offsets, sources, clusters), INDEX_DTYPES.values(), strict=True
-    ):
-        if array.shape != (meta.num_proteins,) or array.dtype != np.dtype(dtype):
-            raise CorpusError(
-                f"{path / file.name} holds {array.dtype} {array.shape} instead of {dtype} ({meta.num_proteins},);"
-                " rebuild the corpus with `xtrimo corpus`"
-            )
-    shards = tuple(_map_shard(path / file.name) for file in meta.shards)
+    columns: dict[str, Any] = dict.fromkeys(INDEX_DTYPES)
+    for file in meta.index:
+        found = file_checksum(path / file.name)
+        if found != file.checksum:
+            raise CorpusError(f"{path / file.name} was altered: checksum {found} instead of {file.checksum}; {CURE}")
+        columns[_column(file)] = np.asarray(np.load(path / file.name, mmap_mode="r", allow_pickle=False))
+    files = tuple(path / file.name for file in meta.shards)
+    shards = tuple(map(_map_shard, files))
     starts = tuple(accumulate((len(shard) for shard in shards), initial=0))[:-1]
-    return Split(lengths, offsets, sources, clusters, shards, starts)
-
-
-def _open_index(path: Path) -> Any:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except ValueError as error:
-        raise CorpusError(f"{path} is damaged ({error}); rebuild the corpus with `xtrimo corpus`") from error
+    return Split(**columns, files=files, shards=shards, shard_starts=starts)
 
 
 def _map_shard(path: Path) -> UInt8[np.ndarray, "_"]:

@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
-from pretrain.corpus import INDEX_DTYPES, FileMeta, SplitMeta, file_checksum
+from pretrain.corpus import CHECKSUMS, INDEX_DTYPES, FileMeta, SplitMeta, file_checksum
 from xtrimo.tokens import FIRST_RESIDUE, RESIDUES
 
 # Lower edges of the bins of the length histogram, residues; the last bin is open.
@@ -26,7 +28,7 @@ class SplitWriter:
         self._file: BinaryIO | None = None
         self._size = 0
         self._digest = hashlib.blake2b(digest_size=16)
-        self._columns: dict[str, list[np.ndarray]] = {"lengths": [], "sources": [], "clusters": []}
+        self._columns: dict[str, list[np.ndarray]] = {"lengths": [], "sources": [], "clusters": [], CHECKSUMS: []}
         self._letters = np.zeros(FIRST_RESIDUE + len(RESIDUES), dtype=np.int64)
 
     def append(
@@ -48,7 +50,14 @@ class SplitWriter:
             self._write(residues[start : ends[stop - 1]])
             first, start = stop, int(ends[stop - 1])
         self._letters += np.bincount(residues, minlength=len(self._letters))
-        columns = {"lengths": lengths, "clusters": clusters, "sources": np.full(len(lengths), source, dtype=np.uint8)}
+        columns = {
+            "lengths": lengths,
+            "clusters": clusters,
+            "sources": np.full(len(lengths), source, dtype=np.uint8),
+            CHECKSUMS: np.array(
+                [zlib.crc32(residues[a:b].data) for a, b in pairwise((0, *ends.tolist()))], dtype=np.uint32
+            ),
+        }
         for name, column in columns.items():
             self._columns[name].append(column)
 

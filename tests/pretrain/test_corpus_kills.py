@@ -16,6 +16,7 @@ from pretrain.corpus import Corpus
 from pretrain.corpus_building import CorpusConfig, build_corpus
 from xtrimo.errors import CorpusError
 from xtrimo.fasta import Record, write_fasta
+from xtrimo.info import verify
 from xtrimo.testing import toy_sequences
 from xtrimo.tokens import encode_residues
 
@@ -121,4 +122,4 @@ def test_the_command_killed_from_outside(tmp_path: Path) -> None:
     assert "continuing the interrupted run" in done.stderr
     assert "40,000 read, 80 kept; left out: 39,920 duplicate" in done.stdout
     assert not (tmp_path / "out" / "staging").exists()
-    Corpus.open(tmp_path / "out").verify()
+    assert dict(verify(tmp_path / "out"))

@@ -1,6 +1,7 @@
 """`xtrimo info` on everything it knows, and on what it does not."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from xtrimo import info
 from xtrimo.checkpoint import save
 from xtrimo.config import GLMConfig
-from xtrimo.errors import FastaError, XtrimoError
+from xtrimo.errors import CorpusError, FastaError, XtrimoError
 from xtrimo.model import GLM
 
 
@@ -47,6 +48,24 @@ def test_corpus(tmp_path: Path) -> None:
         (tmp_path / "meta.json").write_text(damage)
         with pytest.raises(XtrimoError, match=r"meta\.json"):
             dict(info.facts(str(tmp_path)))
+        with pytest.raises(XtrimoError, match=r"meta\.json"):
+            dict(info.verify(tmp_path))
+
+
+def test_only_a_corpus_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it finds: tests/pretrain/test_corpus_damage.py."""
+    files = [{"name": "a", "size": 3, "checksum": hashlib.blake2b(b"MKV", digest_size=16).hexdigest()}]
+    split = {"num_proteins": 1, "num_residues": 3, "num_clusters": 1, "shards": files, "index": []}
+    meta = {"format": "f1", "split_rule": "", "train": split, "valid": split | {"shards": []}, "sources": []}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    (tmp_path / "a").write_bytes(b"MKV")
+    info.main([str(tmp_path), "--verify"])
+    assert capsys.readouterr().out.splitlines()[-1] == "verified    1 files, 3 bytes: as they were written"
+    (tmp_path / "a").write_bytes(b"MKW")
+    with pytest.raises(CorpusError, match="a was altered"):
+        info.main([str(tmp_path), "--verify"])
+    with pytest.raises(CorpusError, match="glm-1m is no corpus"):
+        info.main(["glm-1m", "--verify"])
 
 
 def test_run(tmp_path: Path) -> None:
