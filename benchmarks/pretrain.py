@@ -18,14 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 
-from benchmarks import protocol
+from benchmarks import overheads, protocol
 from benchmarks.protocol import PEER_BATCH, Gemm, Machine, Report, Timings
 from pretrain.config import BatchConfig, PretrainConfig
 from pretrain.data import fill_rows
@@ -61,8 +61,10 @@ class BenchmarkConfig:
     """Proteins in the step; 0 takes 96, 32, 16 at 8M, 35M, 150M."""
     row_length: int = 4096
     """Most tokens in one of our packed rows."""
+    parts: tuple[Literal["step", "data", "save", "layouts"], ...] = ("step",)
+    """The step itself, or what surrounds it (benchmarks/overheads.py)."""
     out: Path = Path("runs/benchmarks")
-    """Folder of pretrain_MODEL.{json,md}."""
+    """Folder of pretrain_MODEL.{json,md} and pretrain_PART.{json,md}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,16 @@ class Side:
 def main() -> None:
     config = tyro.cli(BenchmarkConfig, description=__doc__)
     protocol.one_thread()
-    for model in config.models:
+    parts: dict[str, Callable[[], Report]] = {
+        "layouts": lambda: overheads.layouts(config.fasta, config.rounds),  # forks, so before this process computes
+        "data": lambda: overheads.data(config.fasta, config.rounds),
+        "save": lambda: overheads.save(config.models, config.rounds),
+    }
+    for part in [part for part in parts if part in config.parts]:
+        report = parts[part]()
+        report.save(config.out, f"pretrain_{part}")
+        print(report.to_markdown(), flush=True)
+    for model in config.models if "step" in config.parts else ():
         for report in measure(config, model):
             report.save(config.out, f"pretrain_{model}")
         print(report.to_markdown(), flush=True)
