@@ -8,6 +8,7 @@ The format's metadata is a pickle: load only checkpoints you trust, and share mo
 hold none.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +56,8 @@ class Checkpoints:
     def __init__(self, trainer: Trainer, folder: Path, facts: Mapping[str, Any]) -> None:
         if not HAVE_PSUTIL:
             raise MissingExtraError("saving checkpoints needs psutil; run: pip install 'xtrimo[pretrain]'")
-        self.trainer, self.folder, self.facts = trainer, folder, dict(facts)
+        self.trainer, self.folder = trainer, folder
+        self.facts: dict[str, Any] = json.loads(json.dumps(facts))  # as they come back from a file
         self._queue = AsyncCallsQueue()
 
     def save(self, step: int, progress: Mapping[str, Any]) -> None:

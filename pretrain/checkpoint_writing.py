@@ -72,7 +72,7 @@ class ShardedSave:
     def request(self) -> AsyncRequest:
         """This rank's writing, for megatron's queue of forked writers or to be carried out at once.
 
-        What is not sharded is written by now: it is small, and the optimizer would change it under a later writer.
+        What is not sharded is written by now: it is small, and nothing promises that the optimizer leaves it alone.
         """
         on_main_rank(self._write_common)
         buckets = self._writer.write_buckets

@@ -25,15 +25,18 @@ from pretrain.trainer import StepResult
 logger = logging.getLogger(__name__)
 
 
-def gemm_peak(dtype: torch.dtype, size: int = 1024, rounds: int = 20) -> float:
+def gemm_peak(dtype: torch.dtype, size: int = 1024, rounds: int = 20, seconds: float = 1.0) -> float:
     """FLOP/s of the best of several square matrix products on this rank's device, with its number of threads.
 
-    On the CPU processor time counts, so that a busy neighbour lowers the training rate but not what it is held against.
+    It ends after `rounds` of them, or `seconds`: a CPU may take long over a precision it has no instructions for. There
+    processor time counts, so that a busy neighbour lowers the training rate but not what it is held against.
     """
     a, b = (torch.randn(size, size, device=device()).to(dtype) for _ in range(2))
     clock, share = (time.perf_counter, 1) if a.is_cuda else (time.process_time, torch.get_num_threads())
-    best = math.inf
+    best, began = math.inf, clock()
     for _ in range(rounds):
+        if best < math.inf and clock() - began > seconds:
+            break
         start = clock()
         a @ b
         if a.is_cuda:

@@ -18,7 +18,7 @@ import torch
 from pretrain import checkpoint_files, checkpoint_writing
 from pretrain.checkpoint_files import path_of, steps
 from tests.pretrain.reference import STEPS
-from tests.pretrain.toy_run import toy_run
+from tests.pretrain.toy_runs import toy_run
 from xtrimo.config import PRESETS
 from xtrimo.errors import CheckpointError
 from xtrimo.testing import run_distributed, toy_config

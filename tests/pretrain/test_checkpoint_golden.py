@@ -22,7 +22,7 @@ from pretrain.config import ParallelConfig
 from pretrain.export import ExportConfig, export_run, read_weights
 from pretrain.model import shard
 from tests.pretrain.reference import make_config
-from tests.pretrain.toy_run import toy_run
+from tests.pretrain.toy_runs import toy_run
 from xtrimo.config import PRESETS
 from xtrimo.errors import CheckpointError
 from xtrimo.names import state_to_megatron

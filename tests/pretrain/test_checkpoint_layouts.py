@@ -12,7 +12,7 @@ from pretrain.corpus_building import CorpusConfig, build_corpus
 from pretrain.data import Stream
 from pretrain.model import shard
 from tests.pretrain.reference import STEPS, train_plain
-from tests.pretrain.toy_run import toy_run
+from tests.pretrain.toy_runs import toy_run
 from xtrimo.config import PRESETS
 from xtrimo.names import state_to_megatron
 from xtrimo.testing import run_distributed, toy_config, toy_sequences

@@ -71,6 +71,7 @@ def train(
         log = []
         for step in range(STEPS):
             result = trainer.step(local_rows(step, *data_parallel()))
+            assert result.losses.num_tokens == sum(len(row.tokens) for row in make_rows(step))
             log.append(Step(result.losses.loss, result.gradient_norm, result.losses.nats))
         with trainer.whole_weights():
             worst = deviation(trainer, state)
