@@ -8,6 +8,7 @@ checkpoints, at once and beside the training. `layouts` shares one batch between
 one rank alone: on two cores a perfect layout takes half the wall time and no more processor time.
 """
 
+import dataclasses
 import random
 import tempfile
 import time
@@ -93,7 +94,7 @@ def _save_repeatedly(config: PretrainConfig, folder: Path, rounds: int) -> tuple
     took, waited = [], []
     for step in range(1, rounds + 1):
         for times, asynchronous in ((took, False), (waited, True)):
-            object.__setattr__(trainer.config, "async_save", asynchronous)
+            trainer.config = dataclasses.replace(config, async_save=asynchronous)
             checkpoints = Checkpoints(trainer, folder / str(asynchronous), {})
             began = time.perf_counter()
             checkpoints.save(step, {})

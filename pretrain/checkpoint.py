@@ -122,7 +122,7 @@ class Checkpoints:
                 if usable(facts.progress):
                     self._restore(path, facts)
                     return step, facts.progress
-                reason, level = "of another history than this run is to have", logging.WARNING
+                reason, level = "it has seen batches that are to be left out", logging.WARNING
             except RankError as error:
                 reason, level = f"damaged or unreadable: {error}", logging.ERROR
             passed.append(f"{path.name} ({reason})")

@@ -8,7 +8,6 @@ run is killed, each name in sight stands for a whole checkpoint. What disks do t
 """
 
 import json
-import os
 import re
 import shutil
 import uuid
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.durable import sync
 from xtrimo.errors import CheckpointError
 
 FACTS = "facts.json"
@@ -126,13 +126,13 @@ def publish(work: Path, checkpoint: Path) -> None:
     Later ones are of a future that the run has left, by going back to before them.
     """
     for file in work.iterdir():
-        _sync(file)
-    _sync(work)
+        sync(file)
+    sync(work)
     folder, step = checkpoint.parent, int(checkpoint.name.removeprefix("step-"))
     left = [_hide(path_of(folder, other)) for other in reversed(steps(folder)) if other >= step]
     work.rename(checkpoint)
-    _sync(folder)
-    _sync(folder.parent)  # where the folder itself may be new
+    sync(folder)
+    sync(folder.parent)  # where the folder itself may be new
     _remove(left)
 
 
@@ -159,11 +159,3 @@ def _hide(checkpoint: Path) -> Path:
 def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)  # an orphaned writer may be adding to it; the next sweep tries again
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

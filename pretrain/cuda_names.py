@@ -5,6 +5,7 @@ megatron-core spells its device out: `torch.cuda.current_device()`, `device="cud
 where CUDA exists it does nothing. No file of megatron-core is edited.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,9 @@ def redirect() -> None:
     if torch.cuda.is_available() or _installed:
         return
     import megatron.core.tensor_parallel.random as megatron_random
+
+    # it warns wherever sequence-parallel dropout swaps the streams, which are the CPU's here
+    logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
 
     def stream(*_: object, **__: object) -> _FinishedStream:
         return _FinishedStream()

@@ -22,13 +22,14 @@ class Guard:
         self.recent: deque[float] = deque(progress.get("recent_losses", ()), maxlen=config.fault.spike_window)
         self.num_skipped: int = progress.get("num_skipped", 0)
         """Steps of the run that were skipped."""
-        self.skipped: list[tuple[int, int]] = []
+        self.skipped: list[tuple[int, int]] = [(step, batch) for step, batch in progress.get("skipped", ())]
         """(step, batch) of those skipped in a row up to now."""
 
-    @property
-    def progress(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        return {"recent_losses": list(self.recent), "num_skipped": self.num_skipped}
+    def progress(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of the state after `step` keeps of it; steps skipped since then left that state alone."""
+        skipped = [place for place in self.skipped if place[0] <= step]
+        since = len(self.skipped) - len(skipped)
+        return {"recent_losses": list(self.recent), "num_skipped": self.num_skipped - since, "skipped": skipped}
 
     def is_spike(self, step: int, batch: int, result: StepResult) -> bool:
         """Take in step `step` (counted from 1); whether its loss is a spike. Skipped steps are counted apart."""

@@ -11,6 +11,7 @@ from pretrain.checkpoint import Checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.corpus import Corpus
 from pretrain.data import Stream, validation_rows
+from pretrain.durable import write_text
 from pretrain.guard import Guard
 from pretrain.losses import Losses
 from pretrain.monitor import Monitor
@@ -43,18 +44,18 @@ def pretrain(config: PretrainConfig) -> Losses | None:
     with process_groups(config):
         skips = Skips(config.run, config.fault.skip_batches)
         with StopRequest(config.run) as stop, Watchdog(config.run, config.fault.hang_seconds) as watchdog:
-            began: list[int] = []
-            while True:
-                run = _Run(config, corpus, facts, skips, watchdog)
+            run = _Run(config, corpus, facts, skips, watchdog)
+            began = [run.done]
+            while not run.go_on(stop):
+                run.resume()
                 began.append(run.done)
                 if began.count(run.done) > 1 + MAX_ROLL_BACKS:
                     raise TrainingError(
                         f"the loss spiked after each of {MAX_ROLL_BACKS} returns to step {run.done}, whatever batches"
                         " were left out; train with a lower learning rate in a new run folder"
                     )
-                if run.go_on(stop):
-                    stop.leave_word(run.done == config.steps)
-                    return run.losses
+            stop.leave_word(run.done == config.steps)
+            return run.losses
 
 
 class _Run:
@@ -72,13 +73,21 @@ class _Run:
         ]
         self.trainer = Trainer(config)
         self.checkpoints = Checkpoints(self.trainer, config.run / "checkpoints", facts)
-        self.done, progress = self.checkpoints.load(skips.agree_with)
-        self.saved = self.done
-        self.guard = Guard(config, progress)
         self.losses: Losses | None = None
+        self.resume()
+        if config.fault.roll_back and not self.done:
+            self._save(0)  # to have something to go back to
+
+    def resume(self) -> None:
+        """Go to the newest checkpoint of this history; a new run stays where it is."""
+        self.done, progress = self.checkpoints.load(self.skips.agree_with)
+        self.saved = self.done
+        self.guard = Guard(self.config, progress)
+        self.skips.keep()  # now that they are known to leave something to go on from
+        self.watchdog.beat()
         if is_main_rank():
-            _write_config(config)
-            logger.info("%s, %d parameters, from step %d", config.model, config.glm.num_params, self.done)
+            write_text(self.config.run / "config.json", self.config.to_json())
+            logger.info("%s, %d parameters, from step %d", self.config.model, self.config.glm.num_params, self.done)
 
     def go_on(self, stop: StopRequest) -> bool:
         """Train; False after a spike that is to be undone, otherwise True with the state saved."""
@@ -125,9 +134,10 @@ class _Run:
         first, last = self.skips.history(self.saved)["end"], self.skips.batch(self.done - 1)
         logger.warning("back to step %d, leaving out batches %d-%d", self.saved, first, last)
         self.skips.add([(first, last)])
+        self.skips.keep()
 
     def _save(self, step: int) -> None:
-        progress = {"step": step, "history": self.skips.history(step), **self.guard.progress}
+        progress = {"step": step, "history": self.skips.history(step), **self.guard.progress(step)}
         self.checkpoints.save(step, progress)
         self.saved = step
         self.watchdog.beat()
@@ -140,19 +150,10 @@ class _Run:
 
 def _check_folder(run: Path) -> None:
     """Refuse to train into a folder that holds something else, such as a model directory."""
-    ours = {"config.json", "config.tmp", "checkpoints", "metrics.jsonl", "metrics.tmp", "tensorboard", "stacks",
-            LEFT_OUT, STOP, STOPPED, DONE, Path(LEFT_OUT).with_suffix(".tmp").name}  # fmt: skip
-    found = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    ours = {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "stacks", LEFT_OUT, STOP, STOPPED, DONE}
+    found = {path.name for path in run.iterdir() if path.suffix != ".tmp"} if run.is_dir() else set()
     if found - ours or ("config.json" in found and '"curriculum"' not in (run / "config.json").read_text()):
         raise CheckpointError(
             f"{run} is no run folder: it holds {', '.join(sorted(found - ours)[:3]) or 'another config.json'};"
             " choose another --out"
         )
-
-
-def _write_config(config: PretrainConfig) -> None:
-    config.run.mkdir(parents=True, exist_ok=True)
-    path: Path = config.run / "config.json"
-    work = path.with_suffix(".tmp")
-    work.write_text(config.to_json())
-    work.rename(path)

@@ -148,7 +148,7 @@ class MegatronGLM(LanguageModule):
     """One pipeline stage of the GLM.
 
     Args:
-        config: megatron's view of the model, from `trainer.transformer_config`.
+        config: megatron's view of the model, from `megatron_config.transformer_config`.
         first, last: whether this stage holds the embedding, and the output layer with the loss.
         stage: which of a rank's chunks this is in an interleaved pipeline, else None.
     """

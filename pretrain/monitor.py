@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from pretrain.config import PretrainConfig
 from pretrain.curves import read_metrics
+from pretrain.durable import write_text
 from pretrain.losses import Losses
 from pretrain.megatron_config import DTYPES
 from pretrain.parallel import device, is_main_rank
@@ -128,10 +129,13 @@ class Monitor:
             **{f"ppl_{name}": math.exp(min(nats, 700.0)) for name, nats in losses.nats.items()},
         }
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON knows no other
-        self._metrics.write(json.dumps({"split": split, "step": step, "time": time.time(), **values}) + "\n")
-        self._metrics.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        try:
+            self._metrics.write(json.dumps({"split": split, "step": step, "time": time.time(), **values}) + "\n")
+            self._metrics.flush()
+            for name, value in values.items():
+                self._board.add_scalar(f"{split}/{name}", value, step)
+        except OSError as error:  # a full disk ends a run when it saves, with what to do; a lost line does not
+            logger.error("%s: the metrics of step %d are lost: %s", self.config.run, step, error.strerror)
         shown = {name: value for name, value in values.items() if not name.startswith("ppl_")}
         logger.info("%s step %d: %s", split, step, ", ".join(f"{k} {v:.4g}" for k, v in shown.items()))
 
@@ -139,6 +143,4 @@ class Monitor:
 def _drop_after(path: Path, step: int) -> None:
     """Remove metrics of steps that a resumed run will do again."""
     kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
-    work = path.with_suffix(".tmp")
-    work.write_text("".join(f"{json.dumps(entry)}\n" for entry in kept))
-    work.rename(path)
+    write_text(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))

@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import math
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ def process_groups(config: PretrainConfig) -> Iterator[None]:
         pipeline_model_parallel_size=parallel.pipeline_degree,
         virtual_pipeline_model_parallel_size=parallel.virtual_stages if parallel.virtual_stages > 1 else None,
         context_parallel_size=parallel.context_degree,
+        distributed_timeout_minutes=_patience(config.fault.hang_seconds),
     )
     model_parallel_cuda_manual_seed(config.seed)
     try:
@@ -57,9 +59,13 @@ def join(hang_seconds: float) -> None:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    # longer than the watchdog waits, which knows better what to do
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=2 * hang_seconds or 86400))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=_patience(hang_seconds)))
+
+
+def _patience(hang_seconds: float) -> int:
+    """Minutes that a collective waits: longer than the watchdog, which knows better what to do; a year without one."""
+    return math.ceil(2 * hang_seconds / 60) if hang_seconds else 365 * 24 * 60
 
 
 def ranks_of_srun(env: Mapping[str, str]) -> dict[str, str]:
@@ -70,12 +76,13 @@ def ranks_of_srun(env: Mapping[str, str]) -> dict[str, str]:
     if "[" in nodes or "," in nodes:  # SLURM's own notation, as in node[03-17,21]
         ask = ["scontrol", "show", "hostnames", nodes]
         nodes = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
+    port = 100 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])  # steps of one job may run at the same time
     return {
         "RANK": env["SLURM_PROCID"],
         "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": env["SLURM_LOCALID"],
         "MASTER_ADDR": env.get("MASTER_ADDR", nodes.split()[0]),
-        "MASTER_PORT": env.get("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000)),
+        "MASTER_PORT": env.get("MASTER_PORT", str(20000 + port % 20000)),
     }
 
 

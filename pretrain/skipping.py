@@ -13,7 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pretrain.agreement import on_main_rank
+from pretrain.durable import write_text
 from pretrain.parallel import is_main_rank
+from xtrimo.errors import CheckpointError
 
 FILE = "left_out.json"
 Range = tuple[int, int]
@@ -32,22 +35,32 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 class Skips:
-    """The batches that a run leaves out."""
+    """The batches that a run leaves out; every rank of it must make one, since all read what the main rank finds.
+
+    Raises:
+        RankError: if the file cannot be read.
+    """
 
     def __init__(self, run: Path, asked: Iterable[str] = ()) -> None:
         self.path = run / FILE
-        known = json.loads(self.path.read_text()) if self.path.is_file() else []
-        self.ranges: list[Range] = []
-        self.add([(int(first), int(last)) for first, last in [*known, *(text.split("-") for text in asked)]])
+        known = on_main_rank(self._read)
+        self.ranges = merged([*known, *(_parse(text) for text in asked)])
 
     def add(self, ranges: Iterable[Range]) -> None:
-        """Leave out these too, from now on and after every restart."""
+        """Leave out these too."""
         self.ranges = merged([*self.ranges, *ranges])
+
+    def keep(self) -> None:
+        """Leave them out after every restart, too."""
         if self.ranges and is_main_rank():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            work = self.path.with_suffix(".tmp")
-            work.write_text(json.dumps(self.ranges))
-            work.rename(self.path)
+            write_text(self.path, json.dumps(self.ranges))
+
+    def _read(self) -> list[Range]:
+        try:
+            found = json.loads(self.path.read_text()) if self.path.is_file() else []
+            return [(first, last) for first, last in found]
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.path} was cut or altered; write [[FIRST, LAST], ...] into it") from error
 
     def batch(self, step: int) -> int:
         """The batch of step `step`, counted from 0."""
@@ -66,3 +79,8 @@ class Skips:
         """Whether a checkpoint is of this run's history; one that tells of none is if nothing is left out."""
         history = progress.get("history")
         return history == self.history(progress["step"]) if history else not self.ranges
+
+
+def _parse(text: str) -> Range:
+    first, last = text.split("-")
+    return int(first), int(last)

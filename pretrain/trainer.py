@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -21,6 +20,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
+from pretrain.agreement import gather
 from pretrain.config import PretrainConfig
 from pretrain.losses import Losses, global_losses, is_finite, weigh
 from pretrain.megatron_config import build_optimizer, data_parallel_config, transformer_config
@@ -160,9 +160,11 @@ class Trainer:
         gathers = self.config.parallel.overlap and self.config.parallel.distributed_optimizer
         for model in self.chunks if gathers else ():
             model.disable_forward_pre_hook(param_sync=True)
-        yield
-        for model in self.chunks if gathers else ():
-            model.enable_forward_pre_hook()
+        try:
+            yield
+        finally:
+            for model in self.chunks if gathers else ():
+                model.enable_forward_pre_hook()
 
     def sharded_state(self, metadata: Mapping[str, Any], *, loading: bool) -> dict[str, Any]:
         """Model and optimizer as megatron's checkpoints take them, with `metadata` on how to shard."""
@@ -178,6 +180,7 @@ class Trainer:
         for i, core in enumerate(self.cores):
             core.load_state_dict(state[f"model{i}"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.num_steps = 0
         self.scheduler.step(step)  # its state is the step; so a longer run may go on from a shorter one
 
 
@@ -190,6 +193,4 @@ def _empty_row() -> Row:
 def _bad_rows(parts: list[dict[str, Tensor]], rows_per_rank: int) -> tuple[int, ...]:
     first = parallel_state.get_data_parallel_rank() * rows_per_rank
     mine = [first + i for i, part in enumerate(parts[:rows_per_rank]) if not is_finite(part)]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return tuple(sorted(set().union(*gathered)))
+    return tuple(sorted(set().union(*gather(lambda: mine))))

@@ -31,7 +31,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if self.seconds:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w")
+            self._file = self.path.open("a")  # after what is told there of an earlier end
             self.beat()
         return self
 
@@ -45,8 +45,8 @@ class Watchdog:
     ) -> None:
         if self.seconds:
             faulthandler.cancel_dump_traceback_later()
-            if error is None or isinstance(error, XtrimoError):
-                self.path.unlink()
-            else:
+            if error is not None and not isinstance(error, XtrimoError):
                 self._file.write("".join(traceback.format_exception(error)))
             self._file.close()
+            if not self.path.stat().st_size:
+                self.path.unlink()

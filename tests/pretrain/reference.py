@@ -24,7 +24,7 @@ STEPS, ROWS = 5, 4
 
 def make_config(parallel: ParallelConfig, **changes) -> PretrainConfig:
     """A run of the toy model (the preset `toy`, which tests register)."""
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_ratio=0.4, weight_decay=0.1, eps=1e-6)
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_ratio=0.4, weight_decay=0.1, eps=1e-6, clip_norm=0.2)
     batch = BatchConfig(rows=ROWS, row_length=256)
     return PretrainConfig(
         corpus=Path("none"), run=Path("none"), model="toy", steps=STEPS, seed=3, optimizer=optimizer, batch=batch,

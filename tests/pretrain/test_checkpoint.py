@@ -183,7 +183,7 @@ def test_the_run_chooses_among_checkpoints(saved):
     step, lines = run_distributed(load, 2, 3)[0]
     assert step == 2
     assert "WARNING" in lines[0] and "step-00000003 is passed over" in lines[0]
-    with pytest.raises(RuntimeError, match="no checkpoint to go on from: step-00000003 .of another history"):
+    with pytest.raises(RuntimeError, match="no checkpoint to go on from: step-00000003 .it has seen batches"):
         run_distributed(load, 2, 1)
 
 

@@ -1,5 +1,6 @@
 """What a layout may be, what it must not do, and what it must not change."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain import model
+from pretrain import model, parallel
 from pretrain.config import BatchConfig, ParallelConfig, PretrainConfig
 from pretrain.parallel import process_groups
 from pretrain.trainer import Trainer
@@ -131,10 +132,48 @@ def test_dropout_is_a_function_of_the_place_in_the_data():
     assert run_distributed(train, 1, {}, 0.1, [5])[0][0] != alone[0]
 
 
+def train_with_one_stream(rank: int, degrees: dict) -> list[tuple[float, float]]:
+    parallel.model_parallel_cuda_manual_seed = partial(parallel.model_parallel_cuda_manual_seed, tp_rank=0)
+    return train(rank, degrees, 0.1, [0])
+
+
 def test_sequence_parallel_ranks_drop_different_values():
-    """Each holds other tokens: had they the same stream, the loss would be that of a mask repeated over the tokens."""
-    plain = run_distributed(train, 2, dict(tensor_degree=2), 0.1, [0])[0]
-    assert run_distributed(train, 2, dict(tensor_degree=2, sequence_parallel=True), 0.1, [0])[0] != plain
+    """Each holds other tokens: had they the same stream, a mask would repeat over the tokens."""
+    degrees = dict(tensor_degree=2, sequence_parallel=True)
+    repeated = run_distributed(train_with_one_stream, 2, degrees)[0]
+    assert run_distributed(train, 2, degrees, 0.1, [0])[0] != repeated
+
+
+def evaluate(rank: int, degrees: dict, num_rows: int) -> tuple[dict[str, float], int]:
+    """Losses after one step and after two, on rows that the data-parallel ranks share unequally."""
+    from megatron.core import parallel_state
+
+    config = make_config(ParallelConfig(**degrees))
+    with process_groups(config):
+        trainer = Trainer(config)
+        ranks, mine = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        trainer.step(local_rows(0, ranks, mine))
+        losses = trainer.evaluate(make_rows(1)[:num_rows][mine::ranks])
+        trainer.step(local_rows(1, ranks, mine))
+        later = trainer.evaluate(make_rows(1)[:num_rows][mine::ranks])
+    return losses.nats | {"all": losses.loss, "later": later.loss}, losses.num_tokens
+
+
+@pytest.mark.parametrize(
+    ("degrees", "ranks"),
+    [
+        (dict(distributed_optimizer=True, overlap=True), 2),
+        (dict(pipeline_degree=2, virtual_stages=2), 2),
+        (dict(context_degree=2, tensor_degree=2, sequence_parallel=True), 4),
+        (dict(pipeline_degree=2), 4),
+    ],
+    ids=["dp2 distopt overlap", "pp2 vpp2", "tp2 sp cp2", "pp2 dp2"],
+)
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_evaluation_does_not_depend_on_the_layout(degrees, ranks, num_rows):
+    losses, num_tokens = run_distributed(evaluate, 1, {}, num_rows)[0]
+    for others, other_tokens in run_distributed(evaluate, ranks, degrees, num_rows):
+        assert others == pytest.approx(losses, abs=1e-6) and other_tokens == num_tokens
 
 
 class Engine:

@@ -10,13 +10,13 @@ from pretrain.parallel import ranks_of_srun
 
 STEP = {
     "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "node7",
-    "SLURM_JOB_ID": "123456",
+    "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "7",
 }  # fmt: skip
 
 
 def test_a_task_of_srun_knows_its_rank():
     assert ranks_of_srun(STEP) == {
-        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "23456",
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "25607",
     }  # fmt: skip
     assert ranks_of_srun(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1"})["MASTER_ADDR"] == "10.0.0.1"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pretrain import skipping
 from pretrain.config import FaultConfig
 from pretrain.skipping import Skips, merged
-from xtrimo.errors import ConfigError
+from xtrimo.errors import CheckpointError, ConfigError
 
 RANGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)).map(lambda x: (x[0], x[0] + x[1])), max_size=6)
 
@@ -17,6 +17,7 @@ RANGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)).map(lambda x:
 @pytest.fixture(autouse=True)
 def main_rank(monkeypatch):
     monkeypatch.setattr(skipping, "is_main_rank", lambda: True)
+    monkeypatch.setattr(skipping, "on_main_rank", lambda work: work())
 
 
 @given(RANGES)
@@ -40,7 +41,10 @@ def test_a_checkpoint_agrees_iff_its_batches_are_still_the_run_s(tmp_path_factor
 
 
 def test_a_restart_leaves_out_the_same(tmp_path: Path):
-    Skips(tmp_path / "run", ("2-3",)).add([(7, 7)])
+    first = Skips(tmp_path / "run", ("2-3",))
+    first.add([(7, 7)])
+    assert Skips(tmp_path / "run").ranges == []  # not before it is known that there is something to go on from
+    first.keep()
     again = Skips(tmp_path / "run", ("2-3",))
     assert again.ranges == [(2, 3), (7, 7)]
     assert [again.batch(step) for step in range(6)] == [0, 1, 4, 5, 6, 8]
@@ -55,3 +59,9 @@ def test_nothing_left_out_leaves_no_file(tmp_path: Path):
 def test_a_range_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="must be FIRST-LAST, such as 115800-116100"):
         FaultConfig(skip_batches=(text,))
+
+
+def test_a_damaged_file_says_what_to_write(tmp_path: Path):
+    (tmp_path / skipping.FILE).write_text("[[1,")
+    with pytest.raises(CheckpointError, match=r"left_out.json was cut or altered; write \[\[FIRST, LAST\], ...\]"):
+        Skips(tmp_path)

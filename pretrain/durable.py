@@ -1,0 +1,23 @@
+"""Small files that are whole or not there, whatever happens while they are written."""
+
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the content of a file: written beside it, brought to the disk, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.tmp")
+    work.write_text(text)
+    sync(work)
+    work.rename(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
