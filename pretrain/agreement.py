@@ -14,7 +14,15 @@ T = TypeVar("T")
 
 
 class RankError(XtrimoError):
-    """Work that failed on some ranks, raised on every one of them; the message names ranks and reasons."""
+    """Work that failed on some ranks, raised on every one of them; the message names ranks and reasons.
+
+    Attributes:
+        foreseen: whether each of them failed with an error of ours, which says what is wrong.
+    """
+
+    def __init__(self, message: str, foreseen: bool) -> None:
+        super().__init__(message)
+        self.foreseen = foreseen
 
 
 def together(work: Callable[[], T]) -> T:
@@ -25,14 +33,17 @@ def together(work: Callable[[], T]) -> T:
     Raises:
         RankError: on every rank, when it failed on any.
     """
-    failure, result = "", None
+    cause: BaseException | None = None
+    result = None
     try:
         result = work()
     except (Exception, CheckpointException) as error:  # the latter is no Exception
-        failure = _reason(error)
-    failures = [f"rank {rank}: {why}" for rank, why in enumerate(_of_all_ranks(failure)) if why]
+        cause = error
+    found = _of_all_ranks((_reason(cause) if cause else "", not cause or isinstance(cause, XtrimoError)))
+    failures = [f"rank {rank}: {why}" for rank, (why, _) in enumerate(found) if why]
     if failures:
-        raise RankError("; ".join(failures[:3]) + (f"; and {len(failures) - 3} more ranks" if failures[3:] else ""))
+        message = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more ranks" if failures[3:] else "")
+        raise RankError(message, all(foreseen for _, foreseen in found)) from cause
     return result  # type: ignore[return-value]  # it did not fail
 
 

@@ -124,7 +124,9 @@ class Checkpoints:
                     return step, facts.progress
                 reason, level = "it has seen batches that are to be left out", logging.WARNING
             except RankError as error:
-                reason, level = f"damaged or unreadable: {error}", logging.ERROR
+                if not error.foreseen:  # the disk, the memory, a bug: not the checkpoint's fault, so none to pass over
+                    raise CheckpointError(f"{path} could not be loaded: {error}; it is left as it is") from error
+                reason, level = f"damaged: {error}", logging.ERROR
             passed.append(f"{path.name} ({reason})")
             if is_main_rank():
                 logger.log(level, "%s is passed over, for the one before it: %s", path, reason)

@@ -93,8 +93,8 @@ class Facts:
             if facts.pop("checksum") != checksum(json.dumps(facts, sort_keys=True).encode()):
                 raise CheckpointError(f"{FACTS} was altered")
             return cls(**facts | {"files": {name: (size, crc) for name, (size, crc) in facts["files"].items()}})
-        except OSError as error:
-            raise CheckpointError(f"{FACTS} cannot be read ({error.strerror})") from error
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{FACTS} is missing") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{FACTS} was cut or altered") from error
 
@@ -111,13 +111,12 @@ def verify(checkpoint: Path, files: Mapping[str, Stamp]) -> None:
 
 
 def _damage(path: Path, size: int, crc: str) -> str:
-    try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{path.name} has {found:,} bytes of {size:,}"
-        return "" if stamp(path)[1] == crc else f"{path.name} was altered"
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
+    if not path.exists():
+        return f"{path.name} is missing"
+    found = path.stat().st_size
+    if found != size:
+        return f"{path.name} has {found:,} bytes of {size:,}"
+    return "" if stamp(path)[1] == crc else f"{path.name} was altered"
 
 
 def publish(work: Path, checkpoint: Path) -> None:
