@@ -215,9 +215,8 @@ def test_the_first_format_loads_unverified(saved, tmp_path):
     assert "WARNING" in line and "step-00000003 has no checksums" in line
     shard = path_of(folder, 3) / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:1000])
-    step, _, lines = run_distributed(load_from, 2, folder, TP2)[0]
-    assert step == 2
-    assert "ERROR" in lines[1] and "step-00000003 is passed over" in lines[1]
+    with pytest.raises(RuntimeError, match="step-00000003 could not be loaded.*it is left as it is"):
+        run_distributed(load_from, 2, folder, TP2)  # damaged, or a disk that fails: without checksums none can tell
 
 
 def hold_writers(gate: Path) -> None:
