@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,7 +87,8 @@ class Monitor:
         if self.writes:
             if self._progress:
                 self._progress.stop()
-            self._metrics.close()
+            with suppress(OSError):  # of lines that were said to be lost
+                self._metrics.close()
             self._board.close()
 
     def step(self, step: int, result: StepResult, num_skipped: int = 0) -> None:

@@ -1,7 +1,7 @@
 """Asking a run to stop: it finishes its step, saves, and ends as if it were done, on all ranks at the same step.
 
-    kill -TERM, kill -USR1     to any rank; schedulers send them before they end or preempt a job
-    touch RUN/STOP             from anywhere; works under any launcher, also before the first step
+    kill -TERM, kill -USR1     to any rank, as srun passes them on before it ends or preempts a job
+    touch RUN/STOP             from anywhere; under any launcher (torchrun dies of USR1), also before the first step
 
 The file is removed when it is obeyed. Which of the two ends a run has come to, a script reads from its folder: `DONE`
 after the last step, `STOPPED` when the same command is to be started again.

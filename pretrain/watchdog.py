@@ -8,6 +8,7 @@ whose timer is not the first learns of it by an error from its collective; it wr
 
 import faulthandler
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -50,3 +51,5 @@ class Watchdog:
             self._file.close()
             if not self.path.stat().st_size:
                 self.path.unlink()
+                with suppress(OSError):  # another rank's file is there
+                    self.path.parent.rmdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import checkpoint_files, stopping, trainer
+from pretrain import checkpoint_files, monitor, stopping, trainer
 from pretrain.corpus import Corpus
 from tests.pretrain import runs
 from tests.pretrain.runs import STEPS, flags, metrics, train
@@ -217,6 +217,24 @@ def test_a_damaged_shard_of_the_corpus(corpus, unbroken, tmp_path):
     shutil.rmtree(tmp_path / "run")
     train(flags(copy, tmp_path / "run"), 2)
     assert runs.losses(tmp_path / "run") == runs.losses(unbroken)
+
+
+def test_a_full_disk_at_a_line_of_metrics(corpus, unbroken, tmp_path):
+    log = tmp_path / "log"
+
+    def fault(_: int) -> None:
+        log_to(log)
+        open_files = monitor.Monitor._open
+
+        def onto_a_full_disk(self, done):
+            open_files(self, done)
+            self._metrics = Path("/dev/full").open("a")
+
+        monitor.Monitor._open = onto_a_full_disk
+
+    train(flags(corpus, tmp_path / "run"), 1, fault)
+    assert "the metrics of step 3 are lost: No space left on device" in log.read_text()
+    assert (tmp_path / "run" / stopping.DONE).exists()
 
 
 def test_fp16_lowers_its_scale_until_it_fits(corpus, tmp_path):
