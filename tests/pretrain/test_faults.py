@@ -228,7 +228,7 @@ def test_a_full_disk_at_a_line_of_metrics(corpus, unbroken, tmp_path):
 
         def onto_a_full_disk(self, done):
             open_files(self, done)
-            self._metrics = Path("/dev/full").open("a")
+            self._metrics = Path("/dev/full").open("a")  # noqa: SIM115
 
         monitor.Monitor._open = onto_a_full_disk
 
