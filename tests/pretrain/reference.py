@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 
 from pretrain.config import BatchConfig, OptimizerConfig, ParallelConfig, PretrainConfig
 from xtrimo.attention import attend
@@ -109,7 +110,8 @@ def rate(o: OptimizerConfig, done: int) -> float:
     return low + cosine * (o.learning_rate - low)
 
 
-def local_rows(step: int, ranks: int, rank: int) -> list[Row]:
-    """The rows of the global batch that data-parallel rank `rank` of `ranks` computes."""
-    share = ROWS // ranks
-    return make_rows(step)[rank * share : (rank + 1) * share]
+def local_rows(step: int) -> list[Row]:
+    """The rows of the global batch that this data-parallel rank computes; process groups must be up."""
+    share = ROWS // parallel_state.get_data_parallel_world_size()
+    first = parallel_state.get_data_parallel_rank() * share
+    return make_rows(step)[first : first + share]

@@ -19,18 +19,10 @@ from pretrain import checkpoint_files, checkpoint_writing
 from pretrain.checkpoint_files import path_of, steps
 from tests.pretrain.reference import STEPS
 from tests.pretrain.toy_runs import toy_run
-from xtrimo.config import PRESETS
 from xtrimo.errors import CheckpointError
-from xtrimo.testing import run_distributed, toy_config
+from xtrimo.testing import run_distributed
 
 TP2, ZERO = dict(tensor_degree=2), dict(distributed_optimizer=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toy_preset():
-    PRESETS["toy"] = toy_config()
-    yield
-    del PRESETS["toy"]
 
 
 def save_two(rank: int, folder: Path, layout: dict, changes: dict | None = None) -> list[float]:

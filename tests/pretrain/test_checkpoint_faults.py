@@ -19,18 +19,10 @@ import pytest
 from pretrain import checkpoint, checkpoint_writing
 from pretrain.checkpoint_files import path_of, steps
 from tests.pretrain.toy_runs import toy_run
-from xtrimo.config import PRESETS
 from xtrimo.errors import CheckpointError
-from xtrimo.testing import run_distributed, toy_config
+from xtrimo.testing import run_distributed
 
 TP2 = dict(tensor_degree=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toy_preset():
-    PRESETS["toy"] = toy_config()
-    yield
-    del PRESETS["toy"]
 
 
 def die(*_: object, **__: object) -> None:

@@ -13,9 +13,8 @@ from pretrain.data import Stream
 from pretrain.model import shard
 from tests.pretrain.reference import STEPS, train_plain
 from tests.pretrain.toy_runs import toy_run
-from xtrimo.config import PRESETS
 from xtrimo.names import state_to_megatron
-from xtrimo.testing import run_distributed, toy_config, toy_sequences
+from xtrimo.testing import run_distributed, toy_sequences
 
 TP2, TP4, PP2, CP2 = dict(tensor_degree=2), dict(tensor_degree=4), dict(pipeline_degree=2), dict(context_degree=2)
 SP, VPP2 = dict(sequence_parallel=True), dict(virtual_stages=2)
@@ -32,13 +31,6 @@ CHANGES = {
     "dp2 distopt overlap -> pp2 vpp2 distopt": (2, ZERO | OVERLAP, 2, PP2 | VPP2 | ZERO),
 }
 BREAK = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toy_preset():
-    PRESETS["toy"] = toy_config()
-    yield
-    del PRESETS["toy"]
 
 
 @pytest.fixture(scope="module")

@@ -102,13 +102,10 @@ def test_logits_are_never_gathered():
 
 
 def train(rank: int, degrees: dict, dropout: float, batches: list[int]) -> list[tuple[float, float]]:
-    from megatron.core import parallel_state
-
     config = make_config(ParallelConfig(**degrees), dropout=dropout)
     with process_groups(config):
         trainer = Trainer(config)
-        ranks, mine = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        results = [trainer.step(local_rows(0, ranks, mine), batch) for batch in batches]
+        results = [trainer.step(local_rows(0), batch) for batch in batches]
         return [(result.losses.loss, result.gradient_norm) for result in results]
 
 
@@ -152,9 +149,9 @@ def evaluate(rank: int, degrees: dict, num_rows: int) -> tuple[dict[str, float],
     with process_groups(config):
         trainer = Trainer(config)
         ranks, mine = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        trainer.step(local_rows(0, ranks, mine))
+        trainer.step(local_rows(0))
         losses = trainer.evaluate(make_rows(1)[:num_rows][mine::ranks])
-        trainer.step(local_rows(1, ranks, mine))
+        trainer.step(local_rows(1))
         later = trainer.evaluate(make_rows(1)[:num_rows][mine::ranks])
     return losses.nats | {"all": losses.loss, "later": later.loss}, losses.num_tokens
 

@@ -11,11 +11,10 @@ from pretrain.config import ParallelConfig
 from pretrain.model import shard
 from pretrain.parallel import process_groups
 from pretrain.trainer import Trainer
-from tests.pretrain.reference import STEPS, Step, local_rows, make_config, train_plain
+from tests.pretrain.reference import STEPS, Step, local_rows, make_config, make_rows, train_plain
 from xtrimo import names
-from xtrimo.config import PRESETS
 from xtrimo.names import state_to_megatron
-from xtrimo.testing import run_distributed, toy_config
+from xtrimo.testing import run_distributed
 
 TP2, PP2, CP2 = dict(tensor_degree=2), dict(pipeline_degree=2), dict(context_degree=2)
 SP, VPP2 = dict(sequence_parallel=True), dict(virtual_stages=2)
@@ -42,22 +41,9 @@ LAYOUTS = {
 Log = list[Step]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def toy_preset():
-    PRESETS["toy"] = toy_config()
-    yield
-    del PRESETS["toy"]
-
-
 @pytest.fixture(scope="module")
 def plain():
     return train_plain()
-
-
-def data_parallel() -> tuple[int, int]:
-    from megatron.core import parallel_state
-
-    return parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
 
 
 def train(
@@ -71,7 +57,7 @@ def train(
             sabotage(trainer)
         log = []
         for step in range(STEPS):
-            result = trainer.step(local_rows(step, *data_parallel()))
+            result = trainer.step(local_rows(step))
             assert result.losses.num_tokens == sum(len(row.tokens) for row in make_rows(step))
             log.append(Step(result.losses.loss, result.gradient_norm, result.losses.nats))
         with trainer.whole_weights():
@@ -157,7 +143,7 @@ def train_in(rank: int, precision: str, parallel: ParallelConfig) -> list[tuple[
     config = make_config(parallel, precision=precision)
     with process_groups(config):
         trainer = Trainer(config)
-        results = [trainer.step(local_rows(step, *data_parallel())) for step in range(STEPS)]
+        results = [trainer.step(local_rows(step)) for step in range(STEPS)]
         return [(result.losses.loss, result.gradient_norm) for result in results]
 
 

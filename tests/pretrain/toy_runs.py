@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron.core import parallel_state
-
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import ParallelConfig
 from pretrain.parallel import process_groups
@@ -22,8 +20,7 @@ class ToyRun:
 
     def train(self, first: int, end: int) -> list[float]:
         """The losses of steps first .. end-1."""
-        ranks, mine = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        return [self.trainer.step(local_rows(step, ranks, mine)).losses.loss for step in range(first, end)]
+        return [self.trainer.step(local_rows(step)).losses.loss for step in range(first, end)]
 
 
 @contextmanager
