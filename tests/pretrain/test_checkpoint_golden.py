@@ -38,7 +38,7 @@ SAVED, END = 2, 5
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_preset():
+def toy_preset():
     PRESETS["toy"] = TINY
     yield
     del PRESETS["toy"]
