@@ -21,7 +21,7 @@ from benchmarks import protocol
 from benchmarks.protocol import Machine, Report, Spread, Timings
 from benchmarks.row_memory import fill
 from pretrain.checkpoint import Checkpoints
-from pretrain.config import BatchConfig, CurriculumConfig, ParallelConfig, PretrainConfig
+from pretrain.config import BatchConfig, ParallelConfig, PretrainConfig
 from pretrain.corpus import Corpus
 from pretrain.corpus_building import CorpusConfig, build_corpus
 from pretrain.data import Stream
@@ -50,7 +50,7 @@ def data(fasta: Path, rounds: int) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"
         build_corpus(CorpusConfig(inputs=(fasta,), out=corpus))
-        config = make_config("glm-1m", corpus=corpus, curriculum=CurriculumConfig())
+        config = make_config("glm-1m", corpus=corpus)
         stream, steps = Stream(Corpus.open(corpus), config), iter(range(10**6))
         rows = list(stream.step(next(steps)))  # also plans the epoch
         with process_groups(config):
@@ -90,7 +90,6 @@ def save(models: tuple[str, ...], rounds: int) -> Report:
 
 def _save_repeatedly(config: PretrainConfig, folder: Path, rounds: int) -> tuple[list[float], list[float], int]:
     trainer = Trainer(config)
-    trainer.optimizer.step()  # so that the moments are there
     took, waited = [], []
     for step in range(1, rounds + 1):
         for times, asynchronous in ((took, False), (waited, True)):
@@ -113,7 +112,7 @@ def layouts(fasta: Path, rounds: int) -> Report:
     order = random.Random(protocol.SEED)
     for _ in range(rounds):
         for name in order.sample(list(LAYOUTS), len(LAYOUTS)):
-            ranks = run_distributed(_time_steps, 1 + (name != "one rank"), LAYOUTS[name], batch, timeout=600.0)
+            ranks = run_distributed(_time_step, 1 + (name != "one rank"), LAYOUTS[name], batch, timeout=600.0)
             wall[name].append(max(seconds for seconds, _ in ranks))
             cpu[name].append(sum(seconds for _, seconds in ranks))
     walls, cpus = Timings(wall), Timings(cpu)
@@ -130,7 +129,7 @@ def layouts(fasta: Path, rounds: int) -> Report:
     )  # fmt: skip
 
 
-def _time_steps(rank: int, degrees: dict[str, Any], rows: list[Row]) -> tuple[float, float]:
+def _time_step(rank: int, degrees: dict[str, Any], rows: list[Row]) -> tuple[float, float]:
     """Wall and processor seconds of a step on this rank."""
     config = make_config(LAYOUT_MODEL, parallel=ParallelConfig(**degrees))
     with process_groups(config):
