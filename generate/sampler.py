@@ -20,13 +20,14 @@ from tyro.conf import arg
 
 from generate.logits import distribution, draw
 from generate.prompt import prompt_residues
-from xtrimo.batch import PROMPT_WORDS, prompted, prompted_positions
+from xtrimo.backbone import Backbone
 from xtrimo.cache import KVCache
 from xtrimo.command import ModelOptions, progress_bar, replacing
 from xtrimo.errors import ConfigError
 from xtrimo.fasta import Record, write_fasta
 from xtrimo.log import warn_once
 from xtrimo.model import GLM
+from xtrimo.reading import PROMPT_WORDS, prompted, prompted_positions
 from xtrimo.tokens import AMINO_ACIDS, EOS, FIRST_RESIDUE, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Sample:
 
 
 def sample(
-    model: GLM,
+    model: Backbone,
     *,
     num: int = 1,
     prompt: str = "",
@@ -129,9 +130,11 @@ def sample(
 
 
 def iter_samples(
-    model: GLM, config: SamplingConfig, on_ended: Callable[[int], object] = lambda num: None
+    model: Backbone, config: SamplingConfig, on_ended: Callable[[int], object] = lambda num: None
 ) -> Iterator[Sample]:
     """`sample`, batch by batch; `on_ended` hears how many rows have just ended."""
+    if not isinstance(model, GLM):
+        raise ConfigError("this model cannot generate: it is an encoder; generation needs a GLM")
     residues = prompt_residues(config.prompt, model.config)
     if len(PROMPT_WORDS) + config.max_length > model.config.max_length:
         warn_once(

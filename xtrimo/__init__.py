@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xtrimo.checkpoint import load as load
+    from xtrimo.backbone import Backbone as Backbone
+    from xtrimo.backbone import load as load
     from xtrimo.config import GLMConfig as GLMConfig
     from xtrimo.embedding import Embedding as Embedding
     from xtrimo.embedding import embed as embed
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "checkpoint",
+    "load": "backbone",
+    "Backbone": "backbone",
     "GLM": "model",
     "GLMConfig": "config",
     "Tokenizer": "tokens",

@@ -151,3 +151,8 @@ def attend(
     from xtrimo.flex_attention import attend_by_flex  # compiles kernels, which a CPU does without
 
     return attend_by_flex(q, k, v, segments, first)
+
+
+def within(segments: Int[Tensor, "segment 3"]) -> Attend:
+    """Attention over the segments of one packed row, as a model calls it."""
+    return lambda _, q, k, v: attend(q, k, v, segments)

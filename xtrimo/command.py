@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from xtrimo import fasta
-from xtrimo.checkpoint import load
+from xtrimo.backbone import Backbone, load
 from xtrimo.errors import ConfigError, FastaError, XtrimoError
-from xtrimo.model import GLM
 from xtrimo.tokens import Unknown
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +27,12 @@ class ModelOptions:
 
     model: str
     """Model directory."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Precision of weights and activations; by default as stored."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of weights and activations; by default as stored."""
     device: str = "cpu"
     """Where to run, such as cuda."""
 
-    def load(self) -> GLM:
+    def load(self) -> Backbone:
         """The model, ready for inference.
 
         Raises:
@@ -41,7 +43,7 @@ class ModelOptions:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
             raise ConfigError(f"device {self.device!r} cannot be used here ({error}); try cpu") from error
-        return load(self.model, device=self.device, dtype=self.dtype and getattr(torch, self.dtype))
+        return load(self.model, device=self.device, dtype=self.precision and DTYPES[self.precision])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,11 +16,11 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from tyro.conf import Positional
 
-from xtrimo.attention import attend
-from xtrimo.batch import PROMPT_WORDS, Inputs, Sequences, named_residues, prompted, run, whole
+from xtrimo.attention import within
+from xtrimo.backbone import Backbone
+from xtrimo.batch import Inputs, Sequences, named, run
 from xtrimo.command import FastaOptions, progress_bar, replacing
 from xtrimo.errors import ConfigError
-from xtrimo.model import GLM
 
 if TYPE_CHECKING:
     import h5py
@@ -45,7 +45,9 @@ class Embedding:
     """Residues."""
 
 
-def embed(model: GLM, sequences: Sequences, *, pooling: str = "none", layers: Sequence[int] = (-1,)) -> list[Embedding]:
+def embed(
+    model: Backbone, sequences: Sequences, *, pooling: str = "none", layers: Sequence[int] = (-1,)
+) -> list[Embedding]:
     """Hidden states of each protein's residues, in input order.
 
     Args:
@@ -61,31 +63,29 @@ def embed(model: GLM, sequences: Sequences, *, pooling: str = "none", layers: Se
 
 
 def iter_embeddings(
-    model: GLM, sequences: Sequences, *, pooling: str = "none", layers: Sequence[int] = (-1,)
+    model: Backbone, sequences: Sequences, *, pooling: str = "none", layers: Sequence[int] = (-1,)
 ) -> Iterator[Embedding]:
     """`embed`, streaming: takes as many proteins as fit a row, yields their embeddings, goes on."""
     _check(model, pooling, layers)
-    both_ways = "mlm" in model.config.objectives or model.config.prompt_style == "none"
-    first = 0 if both_ways else len(PROMPT_WORDS)
+    first, _ = model.words_around
 
     def states(row: Inputs) -> Float[Tensor, "token layer dim"]:
-        hidden = model.hidden(
-            row.tokens, row.positions, lambda _, q, k, v: attend(q, k, v, row.segments), layers=tuple(layers)
-        )
+        hidden = model.hidden(row.tokens, row.positions, within(row.segments), layers=tuple(layers))
         return torch.stack(hidden, dim=1)
 
-    proteins, to_read = tee(named_residues(sequences))
-    examples = (whole(residues) if both_ways else prompted(residues, model.config) for _, residues in to_read)
-    for (name, residues), (_, values) in zip(proteins, run(model, examples, states), strict=True):
-        own = values[first : first + len(residues)].swapaxes(0, 1)
+    proteins, to_read = tee(named(sequences))
+    examples = (model.tokenize(protein.sequence, name=protein.name) for protein in to_read)
+    for protein, (example, values) in zip(proteins, run(model, examples, states), strict=True):
+        length = len(example.tokens) - sum(model.words_around)
+        own = values[first : first + length].swapaxes(0, 1)
         pooled = np.array(POOLINGS[pooling](own), order="C")  # a copy: a view would keep the whole row in memory
-        yield Embedding(name, pooled[0] if len(layers) == 1 else pooled, len(residues))
+        yield Embedding(protein.name, pooled[0] if len(layers) == 1 else pooled, length)
 
 
-def _check(model: GLM, pooling: str, layers: Sequence[int]) -> None:
+def _check(model: Backbone, pooling: str, layers: Sequence[int]) -> None:
     if pooling not in POOLINGS:
         raise ConfigError(f"no pooling {pooling!r}; known: {', '.join(POOLINGS)}")
-    num_states = model.config.num_layers + 1
+    num_states = model.num_layers + 1
     wrong = [layer for layer in layers if not -num_states <= layer < num_states]
     if wrong or not layers:
         raise ConfigError(

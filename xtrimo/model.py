@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from xtrimo.attention import Attend, attend
+from xtrimo.attention import Attend, within
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError
+from xtrimo.objectives import Example
+from xtrimo.reading import PROMPT_WORDS, read_as, reads_both_ways
 from xtrimo.rope import Rotary, rotary, rotate
+from xtrimo.tokens import MASK, encode_residues
 
 Hidden = Float[Tensor, "token dim"]
 
@@ -109,11 +112,58 @@ class GLM(nn.Module):
         """Precision of weights and activations."""
         return self.output.weight.dtype
 
+    @property
+    def width(self) -> int:
+        """Numbers in the state of one token."""
+        return self.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks."""
+        return self.config.num_layers
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of a block."""
+        return self.config.num_heads
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest training row."""
+        return self.config.max_length
+
+    @property
+    def words_around(self) -> tuple[int, int]:
+        """Words that `tokenize` writes before the first residue and after the last."""
+        return (0 if reads_both_ways(self.config) else len(PROMPT_WORDS)), 1
+
+    @property
+    def cls(self) -> None:
+        """No word was trained to stand for the whole protein."""
+        return None
+
+    @property
+    def mask(self) -> int | None:
+        """The word that MLM training replaced residues by; None without MLM."""
+        return MASK if "mlm" in self.config.objectives else None
+
+    def tokenize(self, sequence: str, *, name: str = "sequence") -> Example:
+        """`R1..Rn<eos>`, or `<gmask><sop><eos>R1..Rn<eos>` for a model that only writes from left to right.
+
+        Raises:
+            SequenceError: an empty sequence or unknown letter, naming `name`.
+        """
+        return read_as(encode_residues(sequence, name=name), self.config)
+
+    def logits(self, hidden: Hidden) -> Float[Tensor, "token vocab"]:
+        """A score for each row of the vocabulary, from final states."""
+        return self.output(hidden)
+
     def forward(
         self, tokens: Int[Tensor, "token"], positions: Int[Tensor, "token 2"], segments: Int[Tensor, "segment 3"]
     ) -> Float[Tensor, "token vocab"]:
         """Logits of a packed row (see packing.py for the layout)."""
-        return self.output(self.hidden(tokens, positions, lambda _, q, k, v: attend(q, k, v, segments))[-1])
+        return self.logits(self.hidden(tokens, positions, within(segments))[-1])
 
     def hidden(
         self,

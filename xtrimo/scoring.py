@@ -17,13 +17,14 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from xtrimo.batch import Inputs, Sequences, named_residues, prompted, run, whole
+from xtrimo.batch import Inputs, Sequences, named, run
 from xtrimo.command import FastaOptions, progress_bar, replacing
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, Example
-from xtrimo.tokens import MASK
+from xtrimo.reading import prompted, whole
+from xtrimo.tokens import MASK, encode_residues
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +70,9 @@ def iter_scores(model: GLM, sequences: Sequences) -> Iterator[Score]:
         logits = model(row.tokens, row.positions, row.segments)
         return F.cross_entropy(logits.float(), row.labels, ignore_index=IGNORE, reduction="none")
 
-    proteins, to_read = tee(named_residues(sequences))
+    proteins, to_read = tee(
+        (protein.name, encode_residues(protein.sequence, name=protein.name)) for protein in named(sequences)
+    )
     examples = (example for _, residues in to_read for example in _examples(residues, model.config))
     answers = (loss for example, values in run(model, examples, losses) for loss in values[example.labels != IGNORE])
     for name, residues in proteins:

@@ -145,7 +145,7 @@ def test_verb_writes_every_record(work: Path, model: GLM) -> None:
         for name, e in zip(("a_1", "b", "a_1#2", "b#2"), expected, strict=True):
             np.testing.assert_allclose(file[name], e.hidden, atol=1e-5)
             assert file[name].attrs["length"] == e.length
-    run(work, "--pooling", "mean", "--dtype", "bfloat16")
+    run(work, "--pooling", "mean", "--precision", "bf16")
     with h5py.File(work / "out.h5") as file:
         assert file["b"].shape == (64,) and file["b"].dtype == np.float32 and file["b"].attrs["length"] == 4
 
