@@ -240,6 +240,8 @@ def main(args: Sequence[str] | None = None) -> None:
     import tyro
 
     options = tyro.cli(GenerateOptions, prog="xtrimo generate", args=args)
+    if options.precision == "int8":
+        raise ConfigError("generation runs in fp32 or bf16; int8 is for embed and score")
     model = options.load()
     config = options.sampling
     with progress_bar() as progress:

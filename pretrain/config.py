@@ -277,6 +277,10 @@ class PretrainConfig:
         _require(
             self.objective.reverse_ratio < 1, "reverse_ratio is 1; some samples must read forward, as generation does"
         )
+        _require(
+            not self.glm.converted,
+            f"{self.model} has {self.glm.converted}, of published weights; training does without",
+        )
         self.parallel.check(self.glm)
         self.curriculum.final_shares(self.glm)
 

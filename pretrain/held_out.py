@@ -22,27 +22,13 @@ from pretrain.data import validation_order, validation_rows
 from pretrain.ngrams import ORDERS, Ngrams, fit_ngrams, residue_labels
 from xtrimo.config import PRESETS, GLMConfig
 from xtrimo.errors import ConfigError, CorpusError
+from xtrimo.intervals import Estimate, Sums, bootstrap
 from xtrimo.model import GLM
 from xtrimo.objectives import ObjectiveConfig
 from xtrimo.packing import Row
 from xtrimo.tokens import EOP, EOS
 
 JUDGED = ("model", *ORDERS)
-_DRAWS = 2000
-
-Sums = Float64[np.ndarray, "group column"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A mean and its 95 % bootstrap interval, nats per residue label."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +40,7 @@ class Comparison:
     num_proteins: int
     num_clusters: int
     nats: dict[str, Estimate]
-    """By JUDGED: the model and each n-gram order."""
+    """Nats per residue label by JUDGED: the model and each n-gram order."""
     gain: dict[str, Estimate]
     """By ORDERS: nats of the n-gram less the model's, on the same draws; above 0 the model is better."""
 
@@ -128,27 +114,14 @@ def _summary(objective: str, proteins: Sums, clusters: Int64[np.ndarray, "protei
     names, cluster = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(names), proteins.shape[1]))
     np.add.at(sums, cluster, proteins)
-    drawn = np.concatenate((sums.sum(0, keepdims=True), bootstrap(sums)))
-    means = drawn[:, :-1] / drawn[:, -1:]
-    nats = {name: _estimate(means[:, i]) for i, name in enumerate(JUDGED)}
-    gain = {name: _estimate(means[:, i] - means[:, 0]) for i, name in enumerate(JUDGED) if i}
+    total, drawn = sums.sum(0), bootstrap(sums)
+    means, draws = total[:-1] / total[-1], drawn[:, :-1] / drawn[:, -1:]
+    nats = {name: Estimate.of(means[i], draws[:, i]) for i, name in enumerate(JUDGED)}
+    gain = {name: Estimate.of(means[i] - means[0], draws[:, i] - draws[:, 0]) for i, name in enumerate(JUDGED) if i}
     return Comparison(
         objective=objective, num_labels=round(proteins[:, -1].sum()), num_proteins=len(proteins),
         num_clusters=len(names), nats=nats, gain=gain,
     )  # fmt: skip
-
-
-def bootstrap(sums: Sums, seed: int = 0) -> Float64[np.ndarray, "draw column"]:
-    """Sums over as many clusters as there are, drawn with replacement, many times."""
-    num_clusters = len(sums)
-    chosen = np.random.default_rng(seed).multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), _DRAWS)
-    return chosen @ sums
-
-
-def _estimate(means: Float64[np.ndarray, "draw"]) -> Estimate:
-    """The first value is that of the data themselves."""
-    low, high = np.percentile(means[1:], (2.5, 97.5)).tolist()
-    return Estimate(mean=float(means[0]), low=low, high=high)
 
 
 def markdown(comparisons: list[Comparison]) -> str:

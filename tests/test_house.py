@@ -15,7 +15,11 @@ CODE = (*PACKAGES, "tests", "benchmarks", "examples")
 ONLY_IMPORTERS = {
     "megatron": ("pretrain/", "tests/pretrain/", "benchmarks/"),
     "deepspeed": (),
-    "transformers": ("benchmarks/",),
+    "transformers": (
+        "benchmarks/",
+        *(f"xtrimo/{name}.py" for name in ("antiberty", "esm", "transformers_model")),
+        *(f"tests/xtrimo/test_{name}.py" for name in ("antiberty", "attentions", "esm", "esm_fair")),
+    ),
 }
 # Written as patterns that do not match themselves.
 UGLY = {

@@ -9,6 +9,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("xtrimo", "pretrain", "heads", "structure", "generate")
 WHERE = f"import {', '.join(PACKAGES)}\nfor p in ({', '.join(PACKAGES)}): print(p.__file__)"
+OF_OUR_OWN = """
+import sys
+import xtrimo
+from xtrimo.checkpoint import save
+from xtrimo.model import GLM
+from xtrimo.testing import toy_config
+save(GLM(toy_config()), "toy")
+xtrimo.embed(xtrimo.load("toy"), ["MKV"])
+print(sorted({"transformers", "megatron", "huggingface_hub"} & sys.modules.keys()))
+"""
 WITHOUT_EXTRAS = """
 import sys
 for name in ("megatron", "transformers", "deepspeed"):
@@ -51,3 +61,7 @@ def test_the_command_ignores_a_module_of_the_users(elsewhere: Path) -> None:
 
 def test_base_install_needs_no_extra(elsewhere: Path) -> None:
     python("-c", WITHOUT_EXTRAS, cwd=elsewhere)
+
+
+def test_a_model_of_our_own_is_read_without_what_others_need(elsewhere: Path) -> None:
+    assert python("-c", OF_OUR_OWN, cwd=elsewhere).strip() == "[]"

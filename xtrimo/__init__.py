@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from xtrimo.config import GLMConfig as GLMConfig
     from xtrimo.embedding import Embedding as Embedding
     from xtrimo.embedding import embed as embed
+    from xtrimo.embedding_parts import read_embeddings as read_embeddings
     from xtrimo.fasta import read_fasta as read_fasta
     from xtrimo.model import GLM as GLM
+    from xtrimo.prepacking import prepack as prepack
     from xtrimo.scoring import Score as Score
     from xtrimo.scoring import score as score
     from xtrimo.tokens import Tokenizer as Tokenizer
@@ -31,6 +33,8 @@ _HOME = {
     "GLMConfig": "config",
     "Tokenizer": "tokens",
     "read_fasta": "fasta",
+    "read_embeddings": "embedding_parts",
+    "prepack": "prepacking",
     "embed": "embedding",
     "Embedding": "embedding",
     "score": "scoring",

@@ -40,7 +40,7 @@ VERBS = {
     "export": Verb("pretrain.export:main", "a training run to a model directory"),
     "generate": Verb("generate.sampler:main", "draw new proteins from a model"),
     "score": Verb("xtrimo.scoring:main", "likelihood of each protein under a model"),
-    "embed": Verb("xtrimo.embedding:main", "hidden states of each protein, per residue or pooled"),
+    "embed": Verb("xtrimo.embedding_file:main", "hidden states of each protein, per residue or pooled"),
     "info": Verb("xtrimo.info:main", "what is in a model directory, a corpus or a preset"),
 }
 

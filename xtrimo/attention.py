@@ -23,8 +23,12 @@ from torch.autograd.function import once_differentiable
 from xtrimo.errors import XtrimoError
 
 Heads = Float[Tensor, "token head width"]
+Queries = Float[Tensor, "query head width"]
 Attend = Callable[[int, Heads, Heads, Heads], Heads]
 """(layer, q, k, v) -> mixed values; the model calls it, so that a KV cache can stand in for packed attention."""
+
+
+_MAX_SCORES = 1 << 22  # held at a time by `_mix_by_products`, 8 MB of bf16
 
 
 class Block(NamedTuple):
@@ -75,6 +79,40 @@ def _heads_first(x: Tensor, start: int, end: int) -> Tensor:
     return x[start:end].transpose(0, 1)[None]  # (1, head, token, width), the kernel's layout; a view
 
 
+def _mix(block: Block, q: Queries, k: Heads, v: Heads) -> tuple[Queries, Float[Tensor, "head query"]]:
+    """Outputs of one block's queries `q`, and the log-sum-exp of their scores; k and v are of the whole row."""
+    query = _heads_first(q, 0, len(q))
+    parts = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, _heads_first(k, a, b).to(q.dtype), _heads_first(v, a, b).to(q.dtype), 0.0, causal
+        )
+        for a, b, causal in block.keys
+    ]
+    values, total = parts[0]
+    if len(parts) == 2:
+        other, other_lse = parts[1]
+        its_lse, total = total, torch.logaddexp(total, other_lse)
+        values = torch.lerp(other, values, (its_lse - total).exp()[..., None])
+    return values[0].transpose(0, 1), total[0]
+
+
+def _mix_by_products(q: Queries, k: Heads, v: Heads, out: Queries) -> None:
+    """Outputs of queries that see all keys, by two half-precision products with a softmax between them.
+
+    The flash kernel multiplies in fp32 speed whatever its input, so this is 1.3 times as fast for narrow heads. As many
+    heads at a time as keep the scores in the cache, and of a very long protein fewer rows: what is held does not grow.
+    """
+    num_heads, scale = q.shape[1], q.shape[2] ** -0.5
+    num_rows = min(len(q), max(1, _MAX_SCORES // len(k)))
+    at_once = max(1, _MAX_SCORES // (num_rows * len(k)))
+    q, k, v, out = (x.transpose(0, 1) for x in (q, k, v, out))  # (head, token, width)
+    for heads in (slice(h, h + at_once) for h in range(0, num_heads, at_once)):
+        keys = k[heads].transpose(1, 2)
+        for rows in (slice(r, r + num_rows) for r in range(0, q.shape[1], num_rows)):
+            scores = torch.baddbmm(q.new_empty(()), q[heads, rows], keys, beta=0, alpha=scale)
+            out[heads, rows] = torch.bmm(torch.softmax(scores, dim=-1, out=scores), v[heads])
+
+
 class _FlashSegments(torch.autograd.Function):
     """The CPU flash kernel over all rectangles of a row, with one autograd node for the whole row.
 
@@ -90,21 +128,8 @@ class _FlashSegments(torch.autograd.Function):
         lse = torch.empty(q.shape[1], q.shape[0], dtype=exact)  # (head, query)
         ctx.first, ctx.blocks = first, list(blocks(segments, first, first + len(q)))
         for block in ctx.blocks:
-            start, end = block.start - first, block.end - first
-            query = _heads_first(q, start, end)
-            parts = [
-                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    query, _heads_first(k, a, b), _heads_first(v, a, b), 0.0, causal
-                )
-                for a, b, causal in block.keys
-            ]
-            values, total = parts[0]
-            if len(parts) == 2:
-                other, other_lse = parts[1]
-                its_lse, total = total, torch.logaddexp(total, other_lse)
-                values = torch.lerp(other, values, (its_lse - total).exp()[..., None])
-            out[start:end] = values[0].transpose(0, 1)
-            lse[:, start:end] = total[0]
+            rows = slice(block.start - first, block.end - first)
+            out[rows], lse[:, rows] = _mix(block, q[rows], k, v)
         ctx.save_for_backward(*(x.to(dtype) for x in (q, k, v, out)), lse)
         return out.to(dtype)
 
@@ -126,9 +151,20 @@ class _FlashSegments(torch.autograd.Function):
         return *(x.to(dtype) for x in grads), None, None
 
 
-def attend(
-    q: Float[Tensor, "query head width"], k: Heads, v: Heads, segments: Int[Tensor, "segment 3"], first: int = 0
-) -> Float[Tensor, "query head width"]:
+def _read_only(q: Queries, k: Heads, v: Heads, segments: Int[Tensor, "segment 3"], first: int) -> Queries:
+    """`attend` where no gradient will be asked for; only half precision has a faster way than the flash kernel."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for block in blocks(segments, first, first + len(q)):
+        rows = slice(block.start - first, block.end - first)
+        ((a, b, causal), *more) = block.keys
+        if causal or more:
+            out[rows] = _mix(block, q[rows].float(), k, v)[0]
+        else:
+            _mix_by_products(q[rows], k[a:b], v[a:b], out[rows])
+    return out
+
+
+def attend(q: Queries, k: Heads, v: Heads, segments: Int[Tensor, "segment 3"], first: int = 0) -> Queries:
     """softmax(q k^T / sqrt(width)) v within each segment, under the rule above.
 
     A context-parallel rank asks for its chunk of a row: its own queries, the gathered keys and values of the whole row.
@@ -146,6 +182,8 @@ def attend(
         raise XtrimoError(f"queries {first}..{first + len(q) - 1} are outside of a row of {len(k)} tokens")
     if q.device.type == "cpu":
         require_tiling(segments, len(k))
+        if q.dtype == torch.bfloat16 and torch.is_inference_mode_enabled():
+            return _read_only(q, k, v, segments, first)
         out: Tensor = _FlashSegments.apply(q, k, v, segments, first)  # type: ignore[no-untyped-call]
         return out
     from xtrimo.flex_attention import attend_by_flex  # compiles kernels, which a CPU does without

@@ -5,15 +5,21 @@ no padding, where only the `attend` it is handed knows where one ends. So all of
 and attention maps, and give one protein the same states whatever it is read with.
 """
 
+import importlib
+import json
 import os
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from xtrimo.attention import Attend
+from xtrimo import hub, published
+from xtrimo.attention import Attend, Heads
+from xtrimo.errors import CheckpointError
 from xtrimo.model import Hidden
 from xtrimo.objectives import Example
 
@@ -83,6 +89,27 @@ class Backbone(Protocol):
         """Its weights by name."""
 
 
+class Kind(NamedTuple):
+    """A sort of model directory: how its config.json gives it away, and what loads it."""
+
+    name: str
+    claims: Callable[[Mapping[str, Any]], bool]
+    loader: str
+    """module:function, called as load(directory, device=, dtype=); imported only when asked for."""
+
+
+KINDS = (
+    Kind("xtrimo", lambda content: "format" in content, "xtrimo.checkpoint:load"),
+    Kind("ProteinGLM", published.is_published, "xtrimo.published:load"),
+    Kind("ESM-2", lambda content: content.get("model_type") == "esm", "xtrimo.esm:load"),
+    Kind("ESM C", lambda content: content.get("model_type") == "esmc", "xtrimo.esm:load"),
+    Kind("AntiBERTy", lambda content: "AntiBERTy" in (content.get("architectures") or ()), "xtrimo.antiberty:load"),
+)
+FAIR_FILE = "xtrimo.esm:load_fair"
+PACKAGED = {"antiberty": "xtrimo.antiberty:installed"}
+"""A bare word -> what finds the model directory that an installed package brings along."""
+
+
 def load(
     path_or_name: str | os.PathLike[str],
     *,
@@ -92,13 +119,100 @@ def load(
     """Load a model, ready for inference (eval mode); what it is, its files say.
 
     Args:
-        path_or_name: a model directory.
+        path_or_name: a model directory, ours or a published one; a fair-esm file *.pt; a name on the Hugging Face Hub,
+            org/name or org/name@revision; or antiberty, for the weights that come with that package.
         device: where to put it; by default the CPU.
         dtype: cast the weights; by default as stored.
 
     Raises:
-        CheckpointError: no model there, a missing, truncated or altered file, or weights that do not fit the config.
+        CheckpointError: no model there, a kind that is not known, a missing, truncated or altered file, or weights
+            that do not fit the config.
     """
-    from xtrimo.checkpoint import load as load_glm
+    place = find(path_or_name)
+    loader = _function(_loader(place) if place.is_dir() else FAIR_FILE)
+    model: Backbone = loader(place, device=device, dtype=dtype)
+    return model
 
-    return load_glm(path_or_name, device=device, dtype=dtype)
+
+def find(path_or_name: str | os.PathLike[str]) -> Path:
+    """Where a model is: the directory or file itself, or what its name stands for, downloaded if need be.
+
+    Raises:
+        CheckpointError: there is nothing of that name, or only a file that is no model.
+    """
+    path, text = Path(path_or_name), os.fspath(path_or_name)
+    if path.is_dir() or (path.is_file() and path.suffix == ".pt"):
+        return path
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; expected the directory of a model, or a fair-esm file *.pt")
+    if text in PACKAGED:
+        return Path(_function(PACKAGED[text])())
+    if hub.is_name(text):
+        return hub.download(text)
+    raise CheckpointError(
+        f"{text} is not a model directory: there is nothing. Nor is it a name on the Hugging Face Hub (org/name or"
+        f" org/name@revision) or one of {', '.join(PACKAGED)}"
+    )
+
+
+def kind_of(content: Mapping[str, Any]) -> Kind | None:
+    """The kind of model that a config.json is of, if it is one of KINDS."""
+    return next((kind for kind in KINDS if kind.claims(content)), None)
+
+
+def _loader(directory: Path) -> str:
+    try:
+        content = json.loads((directory / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return KINDS[0].loader  # which says what is wrong
+    is_foreign = isinstance(content, dict) and ("model_type" in content or "architectures" in content)
+    if not is_foreign:
+        return KINDS[0].loader
+    if kind := kind_of(content):
+        return kind.loader
+    raise CheckpointError(
+        f"{directory}/config.json is of model_type {content.get('model_type')!r}, classes"
+        f" {content.get('architectures')!r}; known kinds are {', '.join(kind.name for kind in KINDS)}"
+    )
+
+
+def _function(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def attentions(
+    model: Backbone, sequence: str, *, name: str = "sequence"
+) -> Float32[np.ndarray, "layer head length length"]:
+    """How much each residue looks at each other: softmax(q k^T / sqrt(width)) of every head of every block.
+
+    What goes to the model's own words is left out, so a row adds up to less than 1; a model that reads from left to
+    right has zeros right of the diagonal. This forms what `attention.attend` never does, 4 bytes x layers x heads x
+    length^2.
+
+    Args:
+        sequence: one protein.
+        name: for errors.
+
+    Raises:
+        SequenceError: an empty sequence or unknown letter, or more than the places that a model has learned.
+    """
+    example = model.tokenize(sequence, name=name)
+    first, last = model.words_around
+    places = torch.arange(len(example.tokens), device=model.device)
+    seen = (places < example.prefix) | (places <= places[:, None])  # the rule of attention.py, written out
+    residues = slice(first, len(places) - last)
+    length = residues.stop - first  # a final * of `sequence` is none
+    maps = np.empty((model.num_layers, model.num_heads, length, length), dtype=np.float32)
+
+    def attend(layer: int, q: Heads, k: Heads, v: Heads) -> Heads:
+        scores = torch.einsum("qhw,khw->hqk", q.float(), k.float()) / q.shape[-1] ** 0.5
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        maps[layer] = weights[:, residues, residues].cpu().numpy()
+        return torch.einsum("hqk,khw->qhw", weights.to(v.dtype), v)
+
+    tokens, positions = (torch.from_numpy(x).to(model.device).long() for x in (example.tokens, example.positions))
+    with torch.inference_mode():
+        model.hidden(tokens, positions, attend)
+    return maps

@@ -1,10 +1,12 @@
 """Inference over proteins: many are read in one packed row.
 
 Nothing is padded, so there is nothing to gain from sorting by length: a row is simply the next proteins that fit into
-the token budget. Input streams in, results stream out in input order, and a row's worth is in memory.
+the token budget. Input streams in, results stream out in input order, and a row's worth is in memory. Where the memory
+does not hold a row, the budget is halved.
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from xtrimo.backbone import Backbone
-from xtrimo.errors import SequenceError
+from xtrimo.errors import MemoryShortError, SequenceError
 from xtrimo.fasta import Record
 from xtrimo.log import warn_once
 from xtrimo.objectives import Example
@@ -51,33 +53,88 @@ def named(sequences: Sequences) -> Iterator[Record]:
 
 
 def run(
-    model: Backbone, examples: Iterable[Example], compute: Callable[[Inputs], Shaped[Tensor, "token ..."]]
+    model: Backbone,
+    examples: Iterable[Example],
+    compute: Callable[[Inputs], Shaped[Tensor, "token ..."]],
+    *,
+    row_tokens: int | None = None,
 ) -> Iterator[tuple[Example, Shaped[np.ndarray, "_ ..."]]]:
-    """Each example with its own tokens' rows of `compute`, which is called once for a packed row of examples."""
-    for group in _rows(examples):
-        longest = max(len(example.tokens) for example in group)
-        if longest > model.max_length:
-            warn_once(
-                logger, "input longer than the %d tokens of a training row; results there are extrapolated",
-                model.max_length,
-            )  # fmt: skip
-        row = pack(group)
+    """Each example with its own tokens' rows of `compute`, which is called once for a packed row of examples.
+
+    Args:
+        row_tokens: the most tokens of a row, ROW_TOKENS by default; a longer example is a row alone. Where memory runs
+            out it is halved for the rest, with a warning.
+
+    Raises:
+        MemoryShortError: an example that does not fit into memory alone in its row; all before it have been yielded.
+    """
+    budget = row_tokens or ROW_TOKENS
+    source, waiting = iter(examples), deque[Example]()
+    while group := _next_row(source, waiting, budget):
+        answer = _values(model, group, compute)
+        if not isinstance(answer, str):
+            yield from zip(group, answer, strict=True)
+            continue
+        num_tokens = sum(len(example.tokens) for example in group)
+        if len(group) == 1:
+            raise MemoryShortError(
+                f"its {num_tokens:,} tokens do not fit into the memory of {model.device}, even in a row of their own"
+                f" ({answer}); cut it, read it in windows where that is offered, or use a larger machine"
+            )
+        budget = num_tokens // 2
+        warn_once(logger, "out of memory in a row of %d tokens; from here on rows have %d (--row-tokens)",
+            num_tokens, budget)  # fmt: skip
+        waiting.extendleft(reversed(group))
+
+
+def _next_row(source: Iterator[Example], waiting: deque[Example], budget: int) -> list[Example]:
+    """The next examples that fit, at least one; the first that does not is left in `waiting`. Empty at the end."""
+    group: list[Example] = []
+    num_tokens = 0
+    while True:
+        if not waiting:
+            example = next(source, None)
+            if example is None:
+                return group
+            waiting.append(example)
+        num_tokens += len(waiting[0].tokens)
+        if group and num_tokens > budget:
+            return group
+        group.append(waiting.popleft())
+
+
+def _values(
+    model: Backbone, group: list[Example], compute: Callable[[Inputs], Shaped[Tensor, "token ..."]]
+) -> list[Shaped[np.ndarray, "_ ..."]] | str:
+    """What `compute` says of each example; or, where memory ran out, what was said about that.
+
+    Not raised from here, because the traceback of an error keeps the tensors of every frame alive.
+    """
+    longest = max(len(example.tokens) for example in group)
+    if longest > model.max_length:
+        warn_once(
+            logger, "input longer than the %d tokens of a training row; results there are extrapolated",
+            model.max_length,
+        )  # fmt: skip
+    row = pack(group)
+    try:
         tokens, positions, labels = (
             torch.from_numpy(x).to(model.device) for x in (row.tokens, row.positions, row.labels)
         )
         with torch.inference_mode():
             values = compute(Inputs(tokens, positions, torch.from_numpy(row.segments), labels)).float().cpu().numpy()
-        yield from zip(group, unpack(values, row.segments), strict=True)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_memory_short(error):
+            raise
+        shortage = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+    else:
+        return unpack(values, row.segments)
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()  # blocks of the shapes that failed do not fit smaller ones
+    return shortage
 
 
-def _rows(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    group: list[Example] = []
-    num_tokens = 0
-    for example in examples:
-        if group and num_tokens + len(example.tokens) > ROW_TOKENS:
-            yield group
-            group, num_tokens = [], 0
-        group.append(example)
-        num_tokens += len(example.tokens)
-    if group:
-        yield group
+def _is_memory_short(error: Exception) -> bool:
+    """Whether memory ran out: on the CPU torch has no error of its own for that, only its allocator's words."""
+    words = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +95,60 @@ def load(
     """
     directory = Path(path_or_name)
     config, files = read_config(directory)
+    weights = (pair for file, facts in files.items() for pair in _read_checked(directory / file, facts))
+    return filled(config, weights, directory, device=device, dtype=dtype)
+
+
+def filled(
+    config: GLMConfig,
+    weights: Iterable[tuple[str, Tensor]],
+    source: Path,
+    *,
+    names: Mapping[str, str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> GLM:
+    """A model of `config` with these weights, cast one at a time, ready for inference.
+
+    Args:
+        weights: name and tensor, as they come from the files; nothing is kept of a tensor that is cast.
+        source: where they come from, for the error.
+        names: our name -> the name in `weights`, for each weight; by default ours.
+        dtype: cast the parameters; what is packed, the model's buffers, stays as stored.
+
+    Raises:
+        CheckpointError: naming the first ten weights that are missing, unexpected, twice there, or unlike the config.
+    """
     model = GLM(config, seed=None)  # undefined weights cost nothing; torch's meta device would cost a second of imports
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    expected = model.state_dict()
+    ours = {theirs: name for name, theirs in names.items()} if names else {name: name for name in expected}
+    packed = {name for name, _ in model.named_buffers()}
     state: dict[str, Tensor] = {}
+    seen: set[str] = set()
     wrong: list[str] = []
-    for file, facts in files.items():
-        _check_bytes(directory / file, facts)
-        for name, weight in _read(directory / file):
-            if name not in expected:
-                wrong.append(f"unexpected {name}")
-            elif tuple(weight.shape) != expected[name]:
-                wrong.append(f"{name} has shape {tuple(weight.shape)}, the config says {expected[name]}")
-            else:
-                state[name] = weight.to(device=device or "cpu", dtype=dtype or weight.dtype)
-    wrong += [f"missing {name}" for name in expected if name not in state]
+    for theirs, weight in weights:
+        if theirs not in ours or theirs in seen:
+            wrong.append(f"{'twice' if theirs in seen else 'unexpected'} {theirs}")
+        elif misfit := _misfit(weight, expected[ours[theirs]]):
+            wrong.append(f"{theirs} {misfit}")
+        else:
+            kept = weight.dtype if dtype is None or ours[theirs] in packed else dtype
+            state[ours[theirs]] = weight.to(device=device or "cpu", dtype=kept)
+        seen.add(theirs)
+    wrong += [f"missing {theirs}" for theirs in ours if theirs not in seen]
     if wrong:
-        raise CheckpointError(f"{directory}: the weights do not fit {CONFIG}: " + "; ".join(wrong[:10]))
+        raise CheckpointError(f"{source}: the weights do not fit {CONFIG}: " + "; ".join(wrong[:10]))
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def _misfit(weight: Tensor, expected: Tensor) -> str | None:
+    """What is wrong with a stored weight; any floating dtype may stand for another."""
+    if weight.shape != expected.shape:
+        return f"has shape {tuple(weight.shape)}, the config says {tuple(expected.shape)}"
+    if weight.dtype != expected.dtype and not (weight.is_floating_point() and expected.is_floating_point()):
+        return f"holds {weight.dtype}, the config says {expected.dtype}"
+    return None
 
 
 def read_config(directory: Path) -> tuple[GLMConfig, dict[str, Any]]:
@@ -163,13 +199,23 @@ def _shards(state: Mapping[str, Tensor]) -> Iterator[list[str]]:
     yield names
 
 
-def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_checked(path: Path, facts: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    _check_bytes(path, facts)
+    return read_safetensors(path)
+
+
+def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of all that is in a file; memory-mapped, so that nothing is read before it is used.
+
+    Raises:
+        CheckpointError: if it is no safetensors file, or was cut.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
                 yield name, file.get_tensor(name)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file that can be read: {error}") from error
 
 
 def _check_bytes(path: Path, facts: Mapping[str, Any]) -> None:
@@ -192,6 +238,7 @@ def _card(config: GLMConfig, notes: str) -> str:
         "Parameters": f"{config.num_params:,}",
         "Shape": f"{config.num_layers} x {config.hidden_size}, {config.num_heads} heads, GEGLU {config.ffn_size}",
         "Rotary": config.rotary,
+        "Quantization": config.quantization,
         "Objectives": ", ".join(config.objectives),
         "Directions": ", ".join(config.directions),
         "Prompt": "`<gmask><sop><eos>` + residues" if config.prompt_style == "gmask" else "fills `<mask>` only",

@@ -16,6 +16,9 @@ from xtrimo.tokens import CONTROL_WORDS, PUBLISHED_WORDS, VOCAB_SIZE
 Objective = Literal["mlm", "gmask", "smask", "causal"]
 Rotary = Literal["1d", "2d"]
 Direction = Literal["forward", "reverse"]
+Quantization = Literal["none", "int4"]
+CONVERTED = {"rotary_frequencies": None, "output_bias": False, "quantization": "none"}
+"""Fields that only weights from elsewhere set, and what ours have."""
 GENERATIVE: tuple[Objective, ...] = ("gmask", "causal")
 
 
@@ -45,6 +48,12 @@ class GLMConfig:
     """Our words in the free vocabulary rows, from row 36."""
     rotary_base: float = 10000.0
     """Base of the rotary frequencies."""
+    rotary_frequencies: tuple[float, ...] | None = None
+    """Radians a step of each pair of a channel, where the weights bring their own; by default 1/base^(2i/width)."""
+    output_bias: bool = False
+    """Whether the output layer adds a bias."""
+    quantization: Quantization = "none"
+    """int4: the linear layers of the blocks are stored as signed 4-bit numbers with one scale a row."""
     layer_norm_eps: float = 1e-5
     """Added to the variance in each LayerNorm."""
     initializer_std: float = 0.02
@@ -78,6 +87,7 @@ class GLMConfig:
             raise ConfigError(
                 f"head_dim {self.head_dim} is not a multiple of {pairs}, which {self.rotary} rotary needs"
             )
+        self._check_storage()
         for name, known in (("objectives", get_args(Objective)), ("directions", get_args(Direction))):
             if not getattr(self, name) or set(getattr(self, name)) - set(known):
                 raise ConfigError(f"{name} {getattr(self, name)} must be some of {', '.join(known)}")
@@ -88,6 +98,21 @@ class GLMConfig:
             )
         if "reverse" in self.directions and "<rev>" not in self.control_words:
             raise ConfigError("directions name reverse but control_words lack <rev>, which marks it")
+
+    def _check_storage(self) -> None:
+        if self.quantization not in get_args(Quantization):
+            raise ConfigError(f"quantization is {self.quantization!r}; it must be none or int4")
+        if self.quantization == "int4" and (self.hidden_size % 2 or self.ffn_size % 2):
+            raise ConfigError(
+                f"int4 stores two numbers of a row in a byte: hidden_size {self.hidden_size} and ffn_size"
+                f" {self.ffn_size} must be even"
+            )
+        given, channels = self.rotary_frequencies, 2 if self.rotary == "2d" else 1
+        num_pairs = self.head_dim // channels // 2
+        if given is not None and not (len(given) == num_pairs and all(0 < x < math.inf for x in given)):
+            raise ConfigError(
+                f"rotary_frequencies must be {num_pairs} positive numbers, one for each pair of a channel; got {given}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -110,12 +135,18 @@ class GLMConfig:
         return "gmask" if set(self.objectives) & set(GENERATIVE) else "none"
 
     @property
+    def converted(self) -> dict[str, Any]:
+        """The fields of weights from elsewhere in which these differ from ours."""
+        return {name: getattr(self, name) for name, ours in CONVERTED.items() if getattr(self, name) != ours}
+
+    @property
     def num_params(self) -> int:
-        """Number of weights: embedding, blocks, final norm, untied output layer without bias."""
+        """Number of weights: embedding, blocks, final norm, untied output layer. An int4 weight counts as one."""
         h, f = self.hidden_size, self.ffn_size
         attention = 3 * h * h + 3 * h + h * h + h
         mlp = h * 2 * f + 2 * f + f * h + h
-        return 2 * self.vocab_size * h + self.num_layers * (attention + mlp + 4 * h) + 2 * h
+        output = self.vocab_size * (h + self.output_bias)
+        return self.vocab_size * h + self.num_layers * (attention + mlp + 4 * h) + 2 * h + output
 
     def flops_per_token(self, length: float) -> float:
         """Multiply-adds (counted as 2) of one forward pass per token, in a segment of `length` tokens seen in full.
@@ -126,8 +157,13 @@ class GLMConfig:
         return self.num_layers * (2 * (4 * h * h + 3 * h * f) + 4 * length * h) + 2 * self.vocab_size * h
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; it also states what follows from the fields for who reads it elsewhere."""
-        return {**dataclasses.asdict(self), "prompt_style": self.prompt_style}
+        """A JSON-ready dictionary; it also states what follows from the fields for who reads it elsewhere.
+
+        What only converted weights have goes unsaid where it is the default: a training run compares these facts with
+        those that it began with, perhaps before there was such a field.
+        """
+        usual = {name: value for name, value in dataclasses.asdict(self).items() if name not in CONVERTED}
+        return {**usual, **self.converted, "prompt_style": self.prompt_style}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "GLMConfig":

@@ -25,6 +25,10 @@ class CheckpointError(XtrimoError):
     """A model directory or training checkpoint that is missing, truncated, or altered."""
 
 
+class MemoryShortError(XtrimoError, MemoryError):
+    """Work that does not fit into memory, even in its smallest piece."""
+
+
 class TrainingError(XtrimoError):
     """A training run that cannot go on, such as one whose loss is no longer a number."""
 

@@ -29,6 +29,7 @@ from xtrimo.tokens import RESIDUES, Unknown, encode_residues
 
 logger = logging.getLogger(__name__)
 
+CHAIN_BREAK = ":"
 NUCLEOTIDES = "ACGTUN"
 NUCLEOTIDE_RATIO = 0.95
 NUCLEOTIDE_SAMPLE = 10_000  # letters
@@ -48,12 +49,14 @@ class Record:
     description: str = ""
 
 
-def read_fasta(path: str | Path, *, unknown: Unknown | None = None, force: bool = False) -> Iterator[Record]:
+def read_fasta(
+    path: str | Path, *, unknown: Unknown | None = None, force: bool = False, chains: bool = False
+) -> Iterator[Record]:
     """The records of a FASTA file, plain or gzipped, in file order, streaming.
 
     `unknown` says what to do with letters outside RESIDUES: "error" raises, "x" reads them as X, "skip" leaves out the
     record (and any empty one) and warns with their number at the end, None hands them on unchecked. `force` reads a
-    file that looks like nucleotides.
+    file that looks like nucleotides. With `chains` a sequence may be several, joined by CHAIN_BREAK: "MKV:GGS".
 
     Raises:
         FastaError: not a readable FASTA file, or an empty record; names file and line.
@@ -61,7 +64,8 @@ def read_fasta(path: str | Path, *, unknown: Unknown | None = None, force: bool 
     """
     skipped = 0
     for line, record in parse_fasta(path, force=force):
-        if unknown == "skip" and (not record.sequence or _UNKNOWN_LETTER.search(record.sequence)):
+        parts = record.sequence.split(CHAIN_BREAK) if chains else [record.sequence]
+        if unknown == "skip" and any(not part or _UNKNOWN_LETTER.search(part) for part in parts):
             skipped += 1
             continue
         if not record.sequence:
@@ -70,12 +74,19 @@ def read_fasta(path: str | Path, *, unknown: Unknown | None = None, force: bool 
                 " (--unknown skip)"
             )
         if unknown == "error":
-            encode_residues(record.sequence, name=f"{path}, line {line}: {record.name}")
+            for name, part in zip(chain_names(record.name, len(parts)), parts, strict=True):
+                encode_residues(part, name=f"{path}, line {line}: {name}")
         elif unknown == "x":
-            record = Record(record.name, _UNKNOWN_LETTER.sub("X", record.sequence), record.description)
+            known = CHAIN_BREAK.join(_UNKNOWN_LETTER.sub("X", part) for part in parts)
+            record = Record(record.name, known, record.description)
         yield record
     if skipped:
         logger.warning("%s: left out %d records that are empty or hold letters outside %s", path, skipped, RESIDUES)
+
+
+def chain_names(name: str, num_chains: int) -> list[str]:
+    """What messages call the chains of a record: its name where there is one chain, else `name, chain 2` and so on."""
+    return [name] if num_chains == 1 else [f"{name}, chain {number}" for number in range(1, num_chains + 1)]
 
 
 def parse_fasta(path: str | Path, *, raw: BinaryIO | None = None, force: bool = False) -> Iterator[tuple[int, Record]]:

@@ -63,6 +63,7 @@ def _shape(config: GLMConfig) -> Facts:
     yield "blocks", str(config.num_layers)
     yield "width", f"{config.hidden_size}, {config.num_heads} heads of {config.head_dim}, GEGLU {config.ffn_size}"
     yield "rotary", config.rotary
+    yield "quantization", config.quantization
     yield "objectives", ", ".join(config.objectives)
     yield "directions", ", ".join(config.directions)
     yield "prompt style", config.prompt_style
@@ -73,21 +74,34 @@ def _shape(config: GLMConfig) -> Facts:
 
 
 def _model(directory: Path) -> Facts:
-    from safetensors import SafetensorError, safe_open
+    """A model directory, ours or one of those that `backbone.load` knows."""
+    from xtrimo import backbone, published  # they bring torch, which the other kinds do without
+    from xtrimo.checkpoint import read_config
 
-    from xtrimo.checkpoint import read_config  # brings torch, which the other kinds do without
+    kind = backbone.kind_of(_json(directory / "config.json"))
+    if kind is None or kind.name == "xtrimo":
+        config, stated = read_config(directory)
+        yield "of", "xtrimo"
+        yield from _shape(config)
+        files = [directory / file for file in stated]
+    else:
+        yield "of", kind.name
+        yield from _shape(published.read_config(directory)) if kind.name == "ProteinGLM" else _foreign(directory)
+        files = published.weight_files(directory)
+    dtypes = {weight.dtype for file in files for _, weight in published.read_file(file)}
+    yield "dtype", ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    yield "bytes", f"{sum(file.stat().st_size for file in files):,} in {len(files)} weights file(s)"
 
-    config, files = read_config(directory)
-    yield from _shape(config)
-    dtypes: set[str] = set()
-    for file in files:
-        try:
-            with safe_open(directory / file, framework="numpy") as weights:
-                dtypes |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise XtrimoError(f"{directory / file} cannot be read ({error}); copy the model directory again") from error
-    yield "dtype", ", ".join(sorted(dtypes))
-    yield "bytes", f"{sum(entry['bytes'] for entry in files.values()):,} in {len(files)} weights file(s)"
+
+def _foreign(directory: Path) -> Facts:
+    from xtrimo import hub
+
+    content = _json(directory / "config.json")
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
+        if name in content:
+            yield name, str(content[name])
+    yield "licence", hub.licence(directory) or "not stated"
+    yield "source", hub.origin(directory) or "not stated"
 
 
 def _corpus(directory: Path) -> Facts:

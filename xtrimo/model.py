@@ -20,6 +20,7 @@ from xtrimo.attention import Attend, within
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError
 from xtrimo.objectives import Example
+from xtrimo.quantization import Int4Linear
 from xtrimo.reading import PROMPT_WORDS, read_as, reads_both_ways
 from xtrimo.rope import Rotary, rotary, rotate
 from xtrimo.tokens import MASK, encode_residues
@@ -34,14 +35,20 @@ class _Linear(nn.Linear):
         pass
 
 
+def _linear(config: GLMConfig, in_features: int, out_features: int) -> nn.Linear | Int4Linear:
+    """A linear layer of a block, stored as the config says."""
+    kind = Int4Linear if config.quantization == "int4" else _Linear
+    return kind(in_features, out_features)
+
+
 class Attention(nn.Module):
     """Multi-head attention; rows of `qkv` are grouped per head as [q, k, v], the published layout."""
 
     def __init__(self, config: GLMConfig) -> None:
         super().__init__()
         self.shape = (config.num_heads, 3, config.head_dim)
-        self.qkv = _Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = _Linear(config.hidden_size, config.hidden_size)
+        self.qkv = _linear(config, config.hidden_size, 3 * config.hidden_size)
+        self.dense = _linear(config, config.hidden_size, config.hidden_size)
 
     def forward(self, x: Hidden, turn: Rotary, attend: Attend, layer: int) -> Hidden:
         qk, v = self.qkv(x).unflatten(-1, self.shape).split((2, 1), dim=2)  # each (token, head, (q k | v), width)
@@ -55,8 +62,8 @@ class GEGLU(nn.Module):
 
     def __init__(self, config: GLMConfig) -> None:
         super().__init__()
-        self.up = _Linear(config.hidden_size, 2 * config.ffn_size)
-        self.down = _Linear(config.ffn_size, config.hidden_size)
+        self.up = _linear(config, config.hidden_size, 2 * config.ffn_size)
+        self.down = _linear(config, config.ffn_size, config.hidden_size)
 
     def forward(self, x: Hidden) -> Hidden:
         value, gate = self.up(x).chunk(2, dim=-1)
@@ -97,8 +104,10 @@ class GLM(nn.Module):
         )
         self.blocks = nn.ModuleList(DeepNormBlock(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.output = _Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.output = _Linear(config.hidden_size, config.vocab_size, bias=config.output_bias)
         if seed is not None:
+            if config.quantization != "none":
+                raise ConfigError(f"{config.quantization} weights cannot be drawn; load them from a checkpoint")
             for name, weight in self.state_dict().items():
                 weight.copy_(draw_weight(name, tuple(weight.shape), config, seed))
 

@@ -45,17 +45,25 @@ TABLE = (
     Name("final_norm", "transformer.encoder.final_layernorm", "decoder.final_layernorm"),
     Name("output", "transformer.output_layer", "output_layer"),
 )
-WITHOUT_BIAS = ("embedding", "output")
+PER_BLOCK = "{i}"
 
 
 def pairs(config: GLMConfig, theirs: Literal["published", "megatron"]) -> dict[str, str]:
     """Our full weight name -> the name in `theirs` ("published" or "megatron"), for every weight of the model."""
     out = {}
     for row in TABLE:
-        for i in range(config.num_layers) if "{i}" in row.ours else (0,):
-            for end in ("weight",) if row.ours in WITHOUT_BIAS else ("weight", "bias"):
+        for i in range(config.num_layers) if PER_BLOCK in row.ours else (0,):
+            for end in _ends(row.ours, config):
                 out[f"{row.ours.format(i=i)}.{end}"] = f"{getattr(row, theirs).format(i=i)}.{end}"
     return out
+
+
+def _ends(ours: str, config: GLMConfig) -> tuple[str, ...]:
+    """What a layer keeps under its name."""
+    if ours == "embedding" or (ours == "output" and not config.output_bias):
+        return ("weight",)
+    is_packed = config.quantization == "int4" and PER_BLOCK in ours and not ours.endswith("_norm")
+    return ("weight", "weight_scale", "bias") if is_packed else ("weight", "bias")
 
 
 def _pair_order(config: GLMConfig) -> Tensor:

@@ -30,12 +30,20 @@ def num_channels(config: GLMConfig) -> int:
     return 2 if config.rotary == "2d" else 1
 
 
+def frequencies(config: GLMConfig, device: torch.device | None = None) -> Float[Tensor, "pair"]:
+    """Radians a step of each pair of a channel, fp32: those of the weights, or else of the formula.
+
+    The formula is the reciprocal of a power, as published checkpoints have it: theirs come out equal to the bit.
+    """
+    if config.rotary_frequencies is not None:
+        return torch.tensor(config.rotary_frequencies, dtype=torch.float32, device=device)
+    width = config.head_dim // num_channels(config)
+    return 1 / config.rotary_base ** (torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
+
+
 def angles(positions: Int[Tensor, "token 2"], config: GLMConfig) -> Float[Tensor, "token channel pair"]:
     """Rotation angle in radians, fp32, of each pair of each channel. A 1-D model reads only the first position."""
-    channels = num_channels(config)
-    width = config.head_dim // channels
-    exponent = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
-    return positions[:, :channels, None].float() * config.rotary_base**-exponent
+    return positions[:, : num_channels(config), None].float() * frequencies(config, positions.device)
 
 
 def rotary(positions: Int[Tensor, "token 2"], config: GLMConfig, dtype: torch.dtype) -> Rotary:

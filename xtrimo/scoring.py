@@ -1,42 +1,56 @@
 """How likely a model finds a protein, in nats under the softmax over all rows of the vocabulary.
 
-A model that generates is fed `<gmask><sop><eos>R1..Rn`, each residue read from the token before it, then the closing
-`<eos>`: an exact log-likelihood. A model that only fills masks gives the pseudo-likelihood: every residue in turn is
-masked and read from all the others, which costs n passes over the protein; no closing `<eos>` there.
+likelihood.py has the three ways to ask: the likelihood of a model that generates, the pseudo-likelihood of one that
+fills masks, and its approximation in one pass. The total of a likelihood counts the closing `<eos>`, so that proteins
+of different lengths are compared fairly: without it the shorter one always gains. A pseudo-likelihood has none.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import logging
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice, tee
 from math import exp
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.nn.functional as F
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
 from torch import Tensor
 from tyro.conf import Positional
 
+from xtrimo.attention import within
+from xtrimo.backbone import Backbone
 from xtrimo.batch import Inputs, Sequences, named, run
 from xtrimo.command import FastaOptions, progress_bar, replacing
-from xtrimo.config import GLMConfig
-from xtrimo.errors import ConfigError
-from xtrimo.model import GLM
-from xtrimo.objectives import IGNORE, Example
-from xtrimo.reading import prompted, whole
-from xtrimo.tokens import MASK, encode_residues
+from xtrimo.errors import ConfigError, MemoryShortError
+from xtrimo.fasta import Record
+from xtrimo.intervals import Estimate, bootstrap_ratio
+from xtrimo.likelihood import Asking, Method, Question, Reading, choose
+from xtrimo.objectives import Example
+
+if TYPE_CHECKING:
+    from _csv import Writer
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Score:
     """The likelihood of one protein."""
 
     name: str
     """The record's name; `sequence_1`, ... for a bare string."""
     residue_nll: Float32[np.ndarray, "length"]
-    """Negative log-likelihood of each residue, nats."""
+    """Negative log-likelihood of each residue, nats, from N to C whatever the direction."""
     total_nll: float
-    """Of the whole protein, nats: all residues, and the closing `<eos>` unless this is a pseudo-likelihood."""
+    """Of the whole protein, nats: all residues, and the closing `<eos>` of a likelihood; a pseudo-likelihood has no
+    `<eos>`. For comparing proteins of different lengths."""
+    method: Method
+    """What the nats are; those of one-pass approximate pseudo's."""
+    direction: Reading | None
+    """Of a likelihood: how the model read the protein, or the mean of both ways; None for the others."""
 
     @property
     def nll(self) -> float:
@@ -49,90 +63,190 @@ class Score:
         return exp(self.nll)
 
 
-def score(model: GLM, sequences: Sequences) -> list[Score]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """How well a model predicts a set of proteins, each residue counted alike."""
+
+    method: Method
+    direction: Reading | None
+    num_proteins: int
+    num_residues: int
+    nll: Estimate
+    """Nats per residue, with a 95 % bootstrap interval over proteins; no interval of a single protein means anything,
+    its ends are the figure itself."""
+
+    @property
+    def ppl(self) -> Estimate:
+        """Perplexity, exp(nll)."""
+        return Estimate(value=exp(self.nll.value), low=exp(self.nll.low), high=exp(self.nll.high))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; the interval is null for a single protein."""
+        facts: dict[str, Any] = {name: getattr(self, name) for name in ("method", "direction")}
+        facts |= {name: getattr(self, name) for name in ("num_proteins", "num_residues")}
+        for name, figure in (("nll", self.nll), ("ppl", self.ppl)):
+            facts[name] = figure.value
+            facts[f"{name}_interval"] = [figure.low, figure.high] if self.num_proteins > 1 else None
+        return facts
+
+    def __str__(self) -> str:
+        way = f"{self.method}, {self.direction}" if self.direction else self.method
+        interval = f" (95 % interval {self.ppl.low:.3f} to {self.ppl.high:.3f})" if self.num_proteins > 1 else ""
+        proteins = "1 protein" if self.num_proteins == 1 else f"{self.num_proteins:,} proteins"
+        return f"perplexity {self.ppl.value:.3f}{interval} over {self.num_residues:,} residues of {proteins}; {way}"
+
+
+def score(
+    model: Backbone, sequences: Sequences, *, method: Method | None = None, direction: Reading | None = None
+) -> list[Score]:
     """Likelihood of each protein, in input order.
 
     Args:
         sequences: strings or records.
+        method: likelihood, pseudo or one-pass (see likelihood.py); by default likelihood where the model has one.
+        direction: of a likelihood; forward, reverse (C to N), or both for the mean of their nats. By default the first
+            one that the model was trained in, forward.
 
     Raises:
-        ConfigError: the model has no likelihood (sMASK alone).
+        ConfigError: a method or direction that the model was not trained for.
         SequenceError: empty sequence or unknown letter.
+        MemoryShortError: a protein that does not fit into memory alone.
     """
-    return list(iter_scores(model, sequences))
+    return list(iter_scores(model, sequences, method=method, direction=direction))
 
 
-def iter_scores(model: GLM, sequences: Sequences) -> Iterator[Score]:
+def iter_scores(
+    model: Backbone, sequences: Sequences, *, method: Method | None = None, direction: Reading | None = None
+) -> Iterator[Score]:
     """`score`, streaming: takes as many proteins as fit a row, yields their scores, goes on."""
-    _check(model.config)
+    return _scores(model, sequences, choose(model, method, direction))
 
-    def losses(row: Inputs) -> Float[Tensor, "token"]:
-        logits = model(row.tokens, row.positions, row.segments)
-        return F.cross_entropy(logits.float(), row.labels, ignore_index=IGNORE, reduction="none")
 
-    proteins, to_read = tee(
-        (protein.name, encode_residues(protein.sequence, name=protein.name)) for protein in named(sequences)
+def _scores(model: Backbone, sequences: Sequences, asking: Asking) -> Iterator[Score]:
+    def nats(row: Inputs) -> Float[Tensor, "token"]:
+        states = model.hidden(row.tokens, row.positions, within(row.segments))[-1]
+        return asking.nats(model, model.logits(states), row.labels)
+
+    questions, to_run = tee(
+        (protein.name, question) for protein in named(sequences) for question in asking.questions(model, protein)
     )
-    examples = (example for _, residues in to_read for example in _examples(residues, model.config))
-    answers = (loss for example, values in run(model, examples, losses) for loss in values[example.labels != IGNORE])
-    for name, residues in proteins:
-        own = np.fromiter(islice(answers, _num_answers(residues, model.config)), dtype=np.float32)
-        yield Score(name, own[: len(residues)], float(own.sum(dtype=np.float64)))
+    answers = _answers(questions, run(model, (question.example for _, question in to_run), nats))
+    for name, num_asked, first in answers:
+        parts = [first, *(values for _, _, values in islice(answers, num_asked - 1))]
+        if asking.method == "likelihood":  # a part a direction, each of all the residues and the <eos>
+            own = np.mean(parts, axis=0)
+            residues = own[:-1]
+        else:
+            residues = own = np.concatenate(parts)
+        yield Score(
+            name=name, residue_nll=residues, total_nll=float(own.sum(dtype=np.float64)), method=asking.method,
+            direction=asking.reading,
+        )  # fmt: skip
 
 
-def _examples(residues: UInt8[np.ndarray, "length"], config: GLMConfig) -> Iterator[Example]:
-    """What is to be read to score one protein: itself, or a copy for each residue with that one masked."""
-    if config.prompt_style == "gmask":
-        yield prompted(residues, config)
-        return
-    plain = whole(residues)
-    for i, residue in enumerate(residues):
-        tokens, labels = plain.tokens.copy(), plain.labels.copy()
-        tokens[i], labels[i] = MASK, residue
-        yield replace(plain, tokens=tokens, labels=labels)
+def _answers(
+    questions: Iterator[tuple[str, Question]], results: Iterator[tuple[Example, Float32[np.ndarray, "_"]]]
+) -> Iterator[tuple[str, int, Float32[np.ndarray, "answer"]]]:
+    """What was asked, taken out of what was read, with the protein's name and the number of its questions."""
+    try:
+        # the results first: where they break off, the next question is the one that could not be read
+        for (_, values), (name, question) in zip(results, questions, strict=True):
+            yield name, question.num_asked, values[question.places]
+    except MemoryShortError as error:
+        name, _ = next(questions)
+        raise MemoryShortError(f"{name}: {error}") from error
 
 
-def _num_answers(residues: UInt8[np.ndarray, "length"], config: GLMConfig) -> int:
-    return len(residues) + int(config.prompt_style == "gmask")
+def summarize(scores: Iterable[Score]) -> Summary:
+    """One figure for all proteins, scored in one way: the perplexity exp(sum of nats / sum of residues).
 
-
-def _check(config: GLMConfig) -> None:
-    if config.prompt_style == "none" and "mlm" not in config.objectives:
-        raise ConfigError(
-            f"a model trained on {', '.join(config.objectives)} alone never predicted a whole protein or a <mask>;"
-            " scoring needs gmask, causal or mlm"
-        )
+    Raises:
+        ConfigError: without a score.
+    """
+    nats, lengths, last = array("d"), array("d"), None
+    for last in scores:
+        nats.append(float(last.residue_nll.sum(dtype=np.float64)))
+        lengths.append(len(last.residue_nll))
+    if last is None:
+        raise ConfigError("got no scores; a summary needs at least one protein")
+    return Summary(
+        method=last.method, direction=last.direction, num_proteins=len(nats), num_residues=round(sum(lengths)),
+        nll=bootstrap_ratio(np.array(nats), np.array(lengths)),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreOptions(FastaOptions):
-    """Likelihood of each protein of a FASTA file, as CSV: name, length, nll (nats per residue), ppl, total_nll."""
+    """Likelihood of each protein of a FASTA file, as CSV: name, length, method, nll (nats per residue), ppl, total_nll
+    (with the closing <eos> of a likelihood). The perplexity of all together is logged at the end."""
 
     fasta: Positional[Path]
     """Proteins, plain or gzipped."""
+    method: Method | None = None
+    """likelihood: read word after word, for a model that generates. pseudo: each residue masked in turn, which takes a
+    pass for each. one-pass: an approximation of pseudo. By default likelihood where the model has one, else pseudo."""
+    direction: Reading | None = None
+    """Of a likelihood: forward, reverse (C to N), or both, the mean of their nats. By default forward."""
     out: Path | None = None
     """CSV file; replaced, once the new one is complete. By default the rows go to stdout."""
+    residues: Path | None = None
+    """CSV file with a row for each residue: name, position (from 1), residue, nll."""
+    summary: Path | None = None
+    """JSON file: numbers of proteins and residues, nll and ppl over all of them, their 95 % bootstrap intervals over
+    proteins."""
+
+    def __post_init__(self) -> None:
+        files = [path.absolute() for path in (self.out, self.residues, self.summary) if path]
+        if len(set(files)) < len(files):
+            raise ConfigError("two of --out, --residues and --summary name the same file; give each its own")
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """`xtrimo score`."""
-    import csv
+    import json
     import sys
-    from contextlib import ExitStack
 
     import tyro
 
     options = tyro.cli(ScoreOptions, prog="xtrimo score", args=args)
     model = options.load()
+    asking = choose(model, options.method, options.direction)  # refused before hours of work, not after
     num_records, records = options.read(options.fasta)
+    model = options.prepare(model, options.fasta)
+    records, to_score = tee(records)
     with ExitStack() as stack:
-        file = sys.stdout
-        if options.out:
-            partial = stack.enter_context(replacing(options.out))
-            file = stack.enter_context(partial.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
+        out = _table(stack, options.out, ("name", "length", "method", "nll", "ppl", "total_nll"))
+        residues = _table(stack, options.residues, ("name", "position", "residue", "nll")) if options.residues else None
+        summary_file = stack.enter_context(replacing(options.summary)) if options.summary else None
         progress = stack.enter_context(progress_bar())
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("name", "length", "nll", "ppl", "total_nll"))
-        for s in progress.track(iter_scores(model, records), total=num_records, description="scoring"):
-            numbers = (f"{value:.6f}" for value in (s.nll, s.ppl, s.total_nll))
-            writer.writerow((s.name, len(s.residue_nll), *numbers))
+        scores = progress.track(_scores(model, to_score, asking), total=num_records, description="scoring")
+        summary = summarize(_written_out(zip(records, scores, strict=True), out, residues))
+        if summary_file:
+            facts = {"model": options.model, **summary.to_dict()}
+            summary_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        sys.stdout.flush()
+    logger.info("%s", summary)
+
+
+def _table(stack: ExitStack, path: Path | None, columns: tuple[str, ...]) -> "Writer":
+    """A CSV file with its head row, complete when the stack closes; stdout without a path."""
+    import csv
+    import sys
+
+    file = sys.stdout
+    if path:
+        partial = stack.enter_context(replacing(path))
+        file = stack.enter_context(partial.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    return writer
+
+
+def _written_out(scored: Iterable[tuple[Record, Score]], out: "Writer", residues: "Writer | None") -> Iterator[Score]:
+    for record, s in scored:
+        numbers = (f"{value:.6f}" for value in (s.nll, s.ppl, s.total_nll))
+        out.writerow((s.name, len(s.residue_nll), s.method, *numbers))
+        if residues:
+            pairs = zip(record.sequence, s.residue_nll.tolist(), strict=True)
+            residues.writerows((s.name, i, letter, f"{nll:.6f}") for i, (letter, nll) in enumerate(pairs, start=1))
+        yield s

@@ -53,6 +53,12 @@ def test_a_model_that_degrees_do_not_divide_is_refused(name, degrees, message):
         ParallelConfig(**degrees).check(preset(name))
 
 
+def test_what_only_published_weights_have_is_not_trained(monkeypatch):
+    monkeypatch.setitem(PRESETS, "converted", toy_config(output_bias=True, quantization="int4"))
+    with pytest.raises(ConfigError, match=r"converted has .*'output_bias': True, 'quantization': 'int4'"):
+        PretrainConfig(corpus=Path("none"), run=Path("none"), model="converted")
+
+
 @pytest.mark.parametrize(
     ("rows", "degrees", "ranks", "message"),
     [

@@ -170,6 +170,23 @@ def test_bf16_within_a_bound(kind):
         torch.testing.assert_close(ours.double(), reference.double(), rtol=0, atol=2**-4)
 
 
+@pytest.mark.parametrize("kind", ["causal", "both directions", "a row of all"])
+@pytest.mark.parametrize("most_scores", [1 << 22, 600])
+def test_bf16_read_only_within_the_same_bound(kind, most_scores, monkeypatch):
+    """Under inference mode by products, all heads at a time or a few rows of one."""
+    monkeypatch.setattr("xtrimo.attention._MAX_SCORES", most_scores)
+    segments = tile(KINDS[kind])
+    total = int(segments[:, 1].sum())
+    q, k, v, _ = (x.detach().bfloat16() for x in draw(total, heads=3))
+    with torch.inference_mode():
+        got = attend(q, k, v, segments)
+        chunks = [attend(q[a:b], k, v, segments, a) for a, b in ((0, total // 3), (total // 3, total))]
+    want = dense(q, k, v, segments)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2**-6)
+    torch.testing.assert_close(torch.cat(chunks).double(), want, rtol=0, atol=2**-6)
+
+
 def test_strided_inputs_and_gradients():
     """The model hands in slices of one [q, k, v] tensor."""
     segments = tile(KINDS["a row of all"])

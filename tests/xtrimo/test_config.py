@@ -136,11 +136,28 @@ SMALL: dict[str, Any] = dict(num_layers=2, hidden_size=64, num_heads=4, ffn_size
         (dict(rotary="1d", objectives=("mlm", "gmask")), "one position channel"),
         (dict(rotary="1d", objectives=("smask",)), "one position channel"),
         (dict(control_words=()), "lack <rev>"),
+        (dict(quantization="int8"), "quantization is 'int8'; it must be none or int4"),
+        (dict(quantization="int4", ffn_size=63), "hidden_size 64 and ffn_size 63 must be even"),
+        (dict(rotary_frequencies=(1.0, 0.1, 0.01)), "must be 4 positive numbers"),  # head_dim 16, two channels
+        (dict(rotary_frequencies=(1.0, 0.1, 0.01, 0.0)), "must be 4 positive numbers"),
+        (dict(rotary_frequencies=(1.0,) * 4, rotary="1d", objectives=("mlm",)), "must be 8 positive numbers"),
     ],
 )
 def test_impossible_shapes_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GLMConfig(**(SMALL | changes))
+
+
+@pytest.mark.usefixtures("as_for_users")
+def test_fields_of_converted_weights_are_said_only_where_they_differ() -> None:
+    """A run that began before there were such fields compares its facts with those of today."""
+    plain = GLMConfig(**SMALL)
+    assert not plain.converted and not {"rotary_frequencies", "output_bias", "quantization"} & plain.to_dict().keys()
+    changes = dict(rotary_frequencies=(1.0, 0.1, 1 / 3, 1e-4), output_bias=True, quantization="int4")
+    config = GLMConfig(**SMALL, **changes)
+    assert config.converted == changes
+    assert GLMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.num_params == plain.num_params + config.vocab_size
 
 
 @pytest.mark.parametrize("objective", ["mlm", "causal"])

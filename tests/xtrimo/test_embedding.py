@@ -1,8 +1,9 @@
-"""embed against one protein at a time, built by hand; the file that `xtrimo embed` writes."""
+"""embed against one protein at a time, built by hand; windows, chains, the word for the whole protein."""
 
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,11 +11,15 @@ import torch
 import xtrimo
 from xtrimo import batch, embedding
 from xtrimo.attention import attend
-from xtrimo.checkpoint import save
 from xtrimo.config import GLMConfig
-from xtrimo.errors import CheckpointError, ConfigError, FastaError, SequenceError, XtrimoError
-from xtrimo.fasta import Record
+from xtrimo.errors import ConfigError, SequenceError
+from xtrimo.fasta import Record, read_fasta
 from xtrimo.model import GLM
+from xtrimo.objectives import IGNORE, Example
+from xtrimo.reading import whole
+from xtrimo.tokens import encode_residues
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "proteins.fasta.gz"
 
 SHAPE = dict(num_layers=2, hidden_size=64, num_heads=2, ffn_size=64)
 WORDS = {letter: i for i, letter in enumerate("LAGVSERTIDPKQNFYMHWCXBUZO", start=1)}
@@ -103,15 +108,130 @@ def test_an_embedding_does_not_keep_its_row(model: GLM) -> None:
         assert first.base is None or first.base.nbytes == first.nbytes
 
 
-def test_long_input_warns_once(caplog: pytest.LogCaptureFixture) -> None:
-    short = GLM(GLMConfig(**SHAPE, max_length=8))
-    assert [e.length for e in xtrimo.embed(short, ["M" * 7, "M" * 8, "M" * 9, "M" * 30])] == [7, 8, 9, 30]
-    xtrimo.embed(short, ["M" * 20])
-    assert len([r for r in caplog.records if "8 tokens" in r.getMessage()]) == 1
+LIMIT = 8  # tokens
+
+
+@pytest.fixture(scope="module")
+def short() -> GLM:
+    return GLM(GLMConfig(**SHAPE, max_length=LIMIT)).eval()
+
+
+def test_a_protein_at_the_limit_is_read_and_one_beyond_is_named(short: GLM, caplog: pytest.LogCaptureFixture) -> None:
+    expected = alone(short, [*ids_of("M" * 7), EOS], 0, 8, -1)[:-1]
+    for long in ("error", "windows"):
+        (e,) = xtrimo.embed(short, ["M" * 7], long=long, overlap=2)
+        np.testing.assert_allclose(e.hidden, expected, atol=1e-5)
+    with pytest.raises(SequenceError, match=r"r2: 8 residues, and 1 words .* at most 8 tokens; .*windows"):
+        xtrimo.embed(short, [Record("r1", "M" * 7), Record("r2", "M" * 8)])
+    prompted = GLM(GLMConfig(**SHAPE, objectives=("gmask",), max_length=LIMIT))
+    assert xtrimo.embed(prompted, ["M" * 4])[0].length == 4
+    with pytest.raises(SequenceError, match="5 residues, and 4 words"):
+        xtrimo.embed(prompted, ["M" * 5])
+    assert not caplog.records  # nothing is extrapolated
+
+
+@pytest.mark.parametrize(("length", "room", "overlap"), [(10, 6, 2), (7, 6, 0), (12, 6, 0), (30, 7, 6), (29, 7, 3)])
+def test_a_residue_is_read_in_the_window_of_the_nearest_centre(length: int, room: int, overlap: int) -> None:
+    windows = embedding.windows(length, room, overlap)
+    starts = np.array([window.start for window in windows])
+    assert starts[0] == 0 and starts[-1] == length - room and len(set(starts)) == len(starts)
+    assert (np.diff(starts)[:-1] == room - overlap).all() and np.diff(starts)[-1] <= room - overlap
+    kept = np.concatenate([np.full(w.keep_to - w.keep_from, i) for i, w in enumerate(windows)])
+    distances = np.abs(np.arange(length)[:, None] - (starts + (room - 1) / 2))
+    np.testing.assert_array_equal(kept, distances.argmin(axis=1))  # the first of two as near
+
+
+@pytest.mark.parametrize("objectives", [("mlm",), ("gmask",)])
+def test_windows_are_read_as_proteins(objectives: tuple[str, ...]) -> None:
+    model = GLM(GLMConfig(**SHAPE, objectives=objectives, max_length=12))
+    size = 11 if objectives == ("mlm",) else 8
+    protein = "MKVLAWGSTNDEQRHPFYIC" + "MKV"
+    (e, _) = xtrimo.embed(model, [protein, "MKV"], long="windows", overlap=3, layers=(0, -1))
+    assert e.hidden.shape == (2, 23, 64) and e.length == 23
+    for start, keep_from, keep_to in embedding.windows(23, size, 3):
+        (window,) = xtrimo.embed(model, [protein[start : start + size]], layers=(0, -1))
+        expected = window.hidden[:, keep_from - start : keep_to - start]
+        np.testing.assert_allclose(e.hidden[:, keep_from:keep_to], expected, atol=1e-5)
+    for pooling, pool in (("mean", np.mean), ("max", np.max)):
+        (p,) = xtrimo.embed(model, [protein], long="windows", overlap=3, layers=(0, -1), pooling=pooling)
+        np.testing.assert_allclose(p.hidden, pool(e.hidden, axis=1), atol=1e-5)
+    (stopped,) = xtrimo.embed(model, [protein.lower() + "*"], long="windows", overlap=3, layers=(0, -1))
+    np.testing.assert_allclose(stopped.hidden, e.hidden, atol=1e-5)
+
+
+def test_bad_windows(short: GLM) -> None:
+    for overlap in (-1, 7):
+        with pytest.raises(ConfigError, match=rf"overlap {overlap}: .* 7 residues, .* 0 to 6"):
+            xtrimo.embed(short, ["M"], long="windows", overlap=overlap)
+    with pytest.raises(SequenceError, match=r"sequence_1: position 12 is '7'"):  # of the protein, not of a window
+        xtrimo.embed(short, ["MKVMKVMKVMK7KV"], long="windows", overlap=2)
+
+
+def test_chains_are_read_one_by_one(model: GLM, short: GLM) -> None:
+    e, single = xtrimo.embed(model, ["MKV:ggsa:W", "MKV"])
+    parts = [p.hidden for p in xtrimo.embed(model, ["MKV", "GGSA", "W"])]
+    assert (e.length, e.chains, single.chains) == (8, (3, 4, 1), (3,))
+    np.testing.assert_allclose(e.hidden, np.concatenate(parts), atol=1e-5)
+    (mean,) = xtrimo.embed(model, ["MKV:ggsa:W"], pooling="mean")
+    np.testing.assert_allclose(mean.hidden, np.concatenate(parts).mean(axis=0), atol=1e-5)
+    for sequence, empty in (("MKV:", 2), (":MKV", 1), ("M::K", 2)):
+        with pytest.raises(SequenceError, match=rf"r1, chain {empty}: the sequence is empty"):
+            xtrimo.embed(model, [Record("r1", sequence)])
+    with pytest.raises(SequenceError, match=r"r1, chain 2: position 3 is '7'"):
+        xtrimo.embed(model, [Record("r1", "MKV:GG7")])
+    with pytest.raises(SequenceError, match=r"r1, chain 2: 8 residues"):
+        xtrimo.embed(short, [Record("r1", "M" * 7 + ":" + "M" * 8)])
+    (long,) = xtrimo.embed(short, ["M" * 7 + ":" + "K" * 9], long="windows", overlap=2)
+    np.testing.assert_allclose(long.hidden[:7], xtrimo.embed(short, ["M" * 7])[0].hidden, atol=1e-5)
+    assert long.hidden.shape == (16, 64)
+
+
+class WithCls(GLM):
+    """A model whose words around a protein are `.` before it, which stands for it all, and <eos>."""
+
+    words_around = (1, 1)
+    cls = 0
+
+    def tokenize(self, sequence: str, *, name: str = "sequence") -> Example:
+        plain = whole(encode_residues(sequence, name=name))
+        tokens = np.append(np.uint8(26), plain.tokens)
+        positions = np.stack((np.arange(len(tokens)), np.zeros(len(tokens))), axis=1).astype(np.int32)
+        return replace(
+            plain, tokens=tokens, positions=positions, labels=np.full_like(tokens, IGNORE), prefix=len(tokens)
+        )
+
+
+def test_cls_is_the_state_at_its_place() -> None:
+    model = WithCls(GLMConfig(**SHAPE))
+    for e, r, sequence in zip(
+        xtrimo.embed(model, PROTEINS, pooling="cls", layers=(0, -1)),
+        xtrimo.embed(model, PROTEINS),
+        PROTEINS,
+        strict=True,
+    ):
+        ids = [26, *ids_of(sequence), EOS]
+        expected = [alone(model, ids, 0, len(ids), layer) for layer in (0, -1)]
+        np.testing.assert_allclose(e.hidden, [states[0] for states in expected], atol=1e-5)
+        np.testing.assert_allclose(r.hidden, expected[1][1:-1], atol=1e-5)
+        assert e.length == len(sequence)
+    with pytest.raises(SequenceError, match="r1: 2 chains, each with a cls"):
+        xtrimo.embed(model, [Record("r1", "MK:V")], pooling="cls")
+    with pytest.raises(ConfigError, match="cls with windows"):
+        xtrimo.embed(model, PROTEINS, pooling="cls", long="windows")
+
+
+def test_a_thousand_proteins_are_the_same_in_rows_of_any_size() -> None:
+    model = GLM(GLMConfig(num_layers=1, hidden_size=32, num_heads=2, ffn_size=32)).eval()
+    proteins = [record.sequence for record in islice(read_fasta(EXAMPLES), 1000)]
+    alone = [e.hidden for protein in proteins for e in xtrimo.embed(model, [protein], long="windows")]
+    for row_tokens in (256, 8192):
+        packed = xtrimo.embed(model, proteins, long="windows", row_tokens=row_tokens)
+        worst = max(float(np.abs(e.hidden - one).max()) for e, one in zip(packed, alone, strict=True))
+        assert worst <= 1e-5, row_tokens
 
 
 def test_bad_arguments(model: GLM) -> None:
-    with pytest.raises(ConfigError, match="'cls'; known: none, mean, max"):
+    with pytest.raises(ConfigError, match="cls: no word of this model .* use mean"):
         xtrimo.embed(model, PROTEINS, pooling="cls")
     for layers in ((3,), (-4,), ()):
         with pytest.raises(ConfigError, match="0 .* to 2"):
@@ -122,77 +242,3 @@ def test_bad_arguments(model: GLM) -> None:
         xtrimo.embed(model, [Record("r1", "")])
     with pytest.raises(SequenceError, match="one string"):
         xtrimo.embed(model, "MKV")
-
-
-@pytest.fixture
-def work(tmp_path: Path, model: GLM) -> Path:
-    save(model, tmp_path / "model")
-    (tmp_path / "in.fasta").write_text(">a/1 first\nMKVLAW\n>b\nACDE\n>a/1\nGG\n>b#2\nWWW\n")
-    return tmp_path
-
-
-def run(work: Path, *flags: str) -> None:
-    embedding.main([str(work / "in.fasta"), str(work / "out.h5"), "--model", str(work / "model"), *flags])
-
-
-def test_verb_writes_every_record(work: Path, model: GLM) -> None:
-    run(work, "--layers", "0", "-1")
-    expected = xtrimo.embed(model, ["MKVLAW", "ACDE", "GG", "WWW"], layers=(0, -1))
-    with h5py.File(work / "out.h5") as file:
-        assert set(file) == {"a_1", "b", "a_1#2", "b#2"}
-        assert file.attrs["layers"].tolist() == [0, -1] and file.attrs["pooling"] == "none"
-        assert file.attrs["model"] == str(work / "model")
-        for name, e in zip(("a_1", "b", "a_1#2", "b#2"), expected, strict=True):
-            np.testing.assert_allclose(file[name], e.hidden, atol=1e-5)
-            assert file[name].attrs["length"] == e.length
-    run(work, "--pooling", "mean", "--precision", "bf16")
-    with h5py.File(work / "out.h5") as file:
-        assert file["b"].shape == (64,) and file["b"].dtype == np.float32 and file["b"].attrs["length"] == 4
-
-
-def test_verb_reads_the_file_before_it_works(work: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run(work)
-    assert len(caplog.records) == 1 and "more than one record" in caplog.records[0].getMessage()  # said once
-    before = (work / "out.h5").read_bytes()
-    with (work / "in.fasta").open("a") as file:
-        file.write(">late\nMK7\n")
-    with pytest.raises(SequenceError, match="late: position 3 is '7'"):
-        run(work)
-    assert (work / "out.h5").read_bytes() == before
-    run(work, "--unknown", "skip")
-    with h5py.File(work / "out.h5") as file:
-        assert len(file) == 4
-    run(work, "--unknown", "x")
-    with h5py.File(work / "out.h5") as file:
-        assert file["late"].shape == (3, 64)
-
-
-def test_verb_leaves_nothing_half_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = sorted(work.iterdir())
-    fasta, out, model = (str(work / name) for name in ("in.fasta", "out.h5", "model"))
-    with pytest.raises(CheckpointError, match="not a model directory"):
-        embedding.main([fasta, out, "--model", str(work / "none")])
-    with pytest.raises(ConfigError, match="device 'quantum'"):
-        embedding.main([fasta, out, "--model", model, "--device", "quantum"])
-    with pytest.raises(XtrimoError, match="No such file or directory"):
-        embedding.main([fasta, str(work / "no" / "out.h5"), "--model", model])
-    with pytest.raises(XtrimoError, match="it is a directory"):
-        embedding.main([fasta, model, "--model", model])
-    with pytest.raises(ConfigError, match="layers"):
-        run(work, "--layers", "9")
-    for text, error in (("", FastaError), (">a\nACGTACGT\n", SequenceError)):
-        (work / "in.fasta").write_text(text)
-        with pytest.raises(error):
-            run(work)
-    with pytest.raises(FastaError, match="no record is left"):
-        (work / "in.fasta").write_text(">a\nM7\n")
-        run(work, "--unknown", "skip")
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    (work / "in.fasta").write_text(">a\nMKV\n")
-    monkeypatch.setattr(GLM, "hidden", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(work)
-    assert sorted(work.iterdir()) == before

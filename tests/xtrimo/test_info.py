@@ -22,11 +22,11 @@ def test_model_directory(tmp_path: Path) -> None:
     assert facts["kind"] == "model directory"
     assert facts["parameters"] == f"{sum(p.numel() for p in model.parameters()):,}"
     assert facts["objectives"] == "mlm, gmask, smask" and facts["prompt style"] == "gmask"
-    assert (facts["licence"], facts["source"], facts["dtype"]) == ("MIT", "a test", "BF16")
+    assert (facts["licence"], facts["source"], facts["dtype"]) == ("MIT", "a test", "bfloat16")
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert facts["bytes"].startswith(f"{size:,} ")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(XtrimoError, match="cannot be read"):
+    with pytest.raises(XtrimoError, match="not a safetensors file"):
         dict(info.facts(str(tmp_path / "model")))
 
 

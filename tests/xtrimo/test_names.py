@@ -1,6 +1,7 @@
 """The three namings of the weights, and the row orders that megatron needs, against attention written out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,26 @@ def test_number_of_published_keys(preset, keys):
     """A published checkpoint also stores each layer's rotary frequencies, which we compute."""
     config = PRESETS[preset]
     assert len(pairs(config, "published")) + config.num_layers == keys
+
+
+def test_names_of_a_bias_and_of_packed_weights():
+    plain = config_of("2d")
+    biased = replace(plain, output_bias=True)
+    for theirs, name in (("published", "transformer.output_layer.bias"), ("megatron", "output_layer.bias")):
+        assert pairs(biased, theirs).items() - pairs(plain, theirs).items() == {("output.bias", name)}
+    packed = pairs(replace(plain, quantization="int4"), "published")
+    scales = {name for name in packed.values() if name.endswith("_scale")}
+    assert packed.keys() == GLM(replace(plain, quantization="int4"), seed=None).state_dict().keys()
+    assert scales == {
+        f"transformer.encoder.layers.{i}.{name}.weight_scale"
+        for i in (0, 1)
+        for name in (
+            "self_attention.query_key_value",
+            "self_attention.dense",
+            "mlp.dense_h_to_4h",
+            "mlp.dense_4h_to_h",
+        )
+    }
 
 
 @BOTH

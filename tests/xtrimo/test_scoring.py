@@ -1,6 +1,8 @@
-"""score against one protein at a time, built by hand; the CSV that `xtrimo score` writes."""
+"""score against one protein at a time, built by hand; the files that `xtrimo score` writes."""
 
 import csv
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,14 @@ import xtrimo
 from xtrimo import batch, scoring
 from xtrimo.checkpoint import save
 from xtrimo.config import GLMConfig
-from xtrimo.errors import ConfigError, SequenceError, XtrimoError
+from xtrimo.errors import ConfigError, MemoryShortError, SequenceError, XtrimoError
+from xtrimo.fasta import Record
+from xtrimo.likelihood import Method
 from xtrimo.model import GLM
 from xtrimo.objectives import Fragment, ObjectiveConfig, make_example
+from xtrimo.reading import prompted
+from xtrimo.scoring import iter_scores, summarize
+from xtrimo.testing import toy_sequences
 from xtrimo.tokens import encode_residues
 
 SHAPE = dict(num_layers=2, hidden_size=64, num_heads=2, ffn_size=64)
@@ -74,7 +81,7 @@ def test_the_layout_is_the_one_of_training(rotary: str, objective: str) -> None:
     residues = encode_residues("MKVLAW")
     unconditional = ObjectiveConfig(unconditional_ratio=1.0, reverse_ratio=0.0)
     trained = make_example(Fragment(residues), objective, np.random.default_rng(0), unconditional)
-    asked = batch.prompted(residues, config)
+    asked = prompted(residues, config)
     for field in ("tokens", "positions", "labels"):
         np.testing.assert_array_equal(getattr(asked, field), getattr(trained, field))
     assert (asked.objective, asked.prefix) == (trained.objective, trained.prefix)
@@ -89,6 +96,89 @@ def test_no_proteins_no_scores() -> None:
     assert xtrimo.score(sharp(), []) == []
 
 
+@pytest.mark.parametrize("method", ["likelihood", "pseudo", "one-pass"])
+def test_packed_is_single(method: Method) -> None:
+    """A protein has the same score whatever it is read with, and streams in and out in order."""
+    model, proteins = sharp(), toy_sequences(40, seed=1)
+    together = iter_scores(model, (Record(f"p{i % 3}", protein) for i, protein in enumerate(proteins)), method=method)
+    for i, (s, protein) in enumerate(zip(together, proteins, strict=True)):
+        (alone,) = xtrimo.score(model, [protein], method=method)
+        np.testing.assert_allclose(s.residue_nll, alone.residue_nll, atol=1e-5)
+        assert s.total_nll == pytest.approx(alone.total_nll, abs=1e-4)
+        assert s.name == f"p{i % 3}"
+
+
+def test_scores_stream() -> None:
+    """Of an endless input no more is taken than fills the rows of what was asked for."""
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "MKVLAW" * 50
+
+    for method in ("likelihood", "pseudo"):
+        taken = 0
+        scores = iter_scores(sharp(), endless(), method=method)
+        for _ in range(3):
+            next(scores)
+        assert taken <= 3 + 2 * batch.ROW_TOKENS // 300
+
+
+def test_what_a_model_cannot_do_is_said_at_once() -> None:
+    with pytest.raises(ConfigError, match="never predicted a <mask>"):
+        iter_scores(sharp(objectives=("gmask",)), [], method="pseudo")
+
+
+def test_a_long_protein_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    xtrimo.score(sharp(max_length=8), ["MKVLAWMKVLAW", "MKVLAWMKVLAW", "MKV"])
+    assert [record.message for record in caplog.records] == [
+        "input longer than the 8 tokens of a training row; results there are extrapolated"
+    ]
+
+
+@pytest.mark.parametrize("method", ["likelihood", "pseudo"])
+def test_a_protein_too_large_for_memory_is_named(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short_of_memory(self: GLM, tokens: torch.Tensor, *args: object, **options: object) -> list[torch.Tensor]:
+        if len(tokens) > 100:
+            raise MemoryError
+        return hidden(self, tokens, *args, **options)  # type: ignore[arg-type]
+
+    hidden = GLM.hidden
+    monkeypatch.setattr(GLM, "hidden", short_of_memory)
+    proteins = [Record("a", "MKV"), Record("b", "MKVLAW"), Record("giant", "MKV" * 50), Record("c", "MKV")]
+    scores = iter_scores(sharp(), proteins, method=method)
+    assert [next(scores).name, next(scores).name] == ["a", "b"]
+    with pytest.raises(MemoryShortError, match="^giant: its 15. tokens"):
+        next(scores)
+
+
+def test_summary() -> None:
+    """The perplexity of all residues, not the mean of the proteins' perplexities; its interval over proteins."""
+    scores = xtrimo.score(sharp(), toy_sequences(50, seed=2))
+    summary = summarize(iter(scores))
+    nats = np.concatenate([s.residue_nll for s in scores])
+    assert (summary.num_proteins, summary.num_residues) == (50, len(nats))
+    assert (summary.method, summary.direction) == ("likelihood", "forward")
+    assert summary.ppl.value == pytest.approx(np.exp(nats.mean(dtype=np.float64)))
+    deviations = [float(s.residue_nll.sum()) - summary.nll.value * len(s.residue_nll) for s in scores]
+    error = float(np.std(deviations)) * 50**0.5 / len(nats)
+    assert summary.nll.low == pytest.approx(summary.nll.value - 1.96 * error, abs=0.4 * error)
+    assert summary.nll.high == pytest.approx(summary.nll.value + 1.96 * error, abs=0.4 * error)
+    assert summary.ppl.low == pytest.approx(np.exp(summary.nll.low))
+    assert str(summary).startswith(f"perplexity {summary.ppl.value:.3f} (95 % interval {summary.ppl.low:.3f} to ")
+    assert str(summary).endswith(f" over {len(nats):,} residues of 50 proteins; likelihood, forward")
+
+
+def test_summary_of_one_protein_has_no_interval() -> None:
+    summary = summarize(xtrimo.score(sharp(), ["MKV"], method="one-pass"))
+    assert summary.to_dict()["ppl_interval"] is None
+    assert str(summary) == f"perplexity {summary.ppl.value:.3f} over 3 residues of 1 protein; one-pass"
+    with pytest.raises(ConfigError, match="at least one protein"):
+        summarize([])
+
+
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     save(sharp(), tmp_path / "model")
@@ -101,13 +191,53 @@ def test_verb(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scoring.main(flags)
     text = capsys.readouterr().out
     head, *rows = csv.reader(text.splitlines())
-    assert head == ["name", "length", "nll", "ppl", "total_nll"]
+    assert head == ["name", "length", "method", "nll", "ppl", "total_nll"]
     for row, s in zip(rows, xtrimo.score(sharp(), ["MKVLAW", "ACDE"]), strict=True):
-        assert row[1] == str(len(s.residue_nll))
-        np.testing.assert_allclose([float(x) for x in row[2:]], [s.nll, s.ppl, s.total_nll], rtol=1e-4)
+        assert row[1:3] == [str(len(s.residue_nll)), "likelihood"]
+        np.testing.assert_allclose([float(x) for x in row[3:]], [s.nll, s.ppl, s.total_nll], rtol=1e-4)
     assert [row[0] for row in rows] == ["a,", "c"]
     scoring.main([*flags, "--out", str(work / "scores.csv")])
     assert (work / "scores.csv").read_text() == text
+
+
+def test_verb_writes_residues_and_summary(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = [f"--{name} {work / name}.csv" for name in ("out", "residues")] + [f"--summary {work / 's.json'}"]
+    flags = [str(work / "in.fasta"), "--model", str(work / "model"), *" ".join(files).split()]
+    with caplog.at_level("INFO", logger="xtrimo"):
+        scoring.main([*flags, "--direction", "both"])
+    scores = xtrimo.score(sharp(), ["MKVLAW", "ACDE"], direction="both")
+    head, *rows = csv.reader((work / "residues.csv").read_text().splitlines())
+    assert head == ["name", "position", "residue", "nll"]
+    assert [row[:3] for row in rows[4:8]] == [["a,", "5", "A"], ["a,", "6", "W"], ["c", "1", "A"], ["c", "2", "C"]]
+    nats = np.concatenate([s.residue_nll for s in scores])
+    np.testing.assert_allclose([float(row[3]) for row in rows], nats, atol=1e-5)
+
+    summary = summarize(scores)
+    assert caplog.records[-1].message == str(summary)
+    facts = json.loads((work / "s.json").read_text())
+    assert facts.pop("model") == str(work / "model")
+    assert list(facts) == [
+        "method", "direction", "num_proteins", "num_residues", "nll", "nll_interval", "ppl", "ppl_interval"
+    ]  # fmt: skip
+    assert (facts["method"], facts["direction"], facts["num_residues"]) == ("likelihood", "both", 10)
+    assert facts["ppl"] == pytest.approx(np.exp(nats.mean(dtype=np.float64)), rel=1e-5)
+    assert facts["ppl_interval"] == pytest.approx([summary.ppl.low, summary.ppl.high], rel=1e-5)
+
+
+def test_verb_labels_the_approximation(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scoring.main([str(work / "in.fasta"), "--model", str(work / "model"), "--method", "one-pass"])
+    assert [row.split(",")[-4] for row in capsys.readouterr().out.splitlines()] == ["method", "one-pass", "one-pass"]
+
+
+def test_verb_refuses_before_it_writes(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(work.iterdir())
+    flags = [str(work / "in.fasta"), "--model", str(work / "model")]
+    with pytest.raises(ConfigError, match="direction both for pseudo"):
+        scoring.main([*flags, "--out", str(work / "o.csv"), "--method", "pseudo", "--direction", "both"])
+    with pytest.raises(SystemExit):
+        scoring.main([*flags, "--out", str(work / "o.csv"), "--residues", str(work / "o.csv")])
+    assert "two of --out, --residues and --summary name the" in capsys.readouterr().err
+    assert sorted(work.iterdir()) == before
 
 
 def test_verb_leaves_nothing_half_written(work: Path) -> None:
@@ -115,6 +245,8 @@ def test_verb_leaves_nothing_half_written(work: Path) -> None:
     flags = [str(work / "in.fasta"), "--model", str(work / "model"), "--out"]
     with pytest.raises(XtrimoError, match="No such file or directory"):
         scoring.main([*flags, str(work / "no" / "scores.csv")])
+    with pytest.raises(XtrimoError, match="No such file or directory"):
+        scoring.main([*flags, str(work / "scores.csv"), "--summary", str(work / "no" / "s.json")])
     (work / "in.fasta").write_text(">a\nMKV\n>b\nM-V\n")
     with pytest.raises(SequenceError, match="b: position 2 is '-'"):
         scoring.main([*flags, str(work / "scores.csv")])

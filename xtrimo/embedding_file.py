@@ -1,0 +1,233 @@
+"""The verb `embed`: the hidden states of the proteins of a FASTA file, as an HDF5 file, by one process or many.
+
+The input is read through once to check every record and to cut it into parts (`embedding_parts`); each process then
+streams through it again and embeds the parts that it takes. What is in memory does not depend on the input's size.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from tyro.conf import Positional
+
+from xtrimo import __version__, embedding_parts
+from xtrimo.backbone import Backbone
+from xtrimo.command import FastaOptions, counting
+from xtrimo.embedding import OVERLAP, Long, Pooling, check, iter_embeddings, reading
+from xtrimo.embedding_parts import Part, Parts, cut
+from xtrimo.errors import ConfigError, FastaError, XtrimoError
+from xtrimo.fasta import read_fasta
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"f16": "float16", "f32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedOptions(FastaOptions):
+    """Write the hidden states of each protein of a FASTA file to an HDF5 file, one dataset a record, in input order.
+
+    A dataset has its record's name, with "/" as "_"; further records of that name have "#2", "#3", ... added. Its
+    attributes are original_id, length (residues), and chains (residues of each) where ":" joins several; the file's
+    are model, model_hash, layers, pooling, dtype, long, overlap and xtrimo_version. Killed, the same command goes on.
+    """
+
+    fasta: Positional[Path]
+    """Proteins, plain or gzipped; ":" joins the chains of one, which are read one by one."""
+    out: Positional[Path]
+    """HDF5 file; replaced, once the new one is complete."""
+    pooling: Pooling = "none"
+    """Over the residues: none keeps (length, dim), mean and max give (dim); cls is the word for the whole protein."""
+    layers: tuple[int, ...] = (-1,)
+    """0 is the embedding, i the output of block i, -1 the last; several add a first axis."""
+    dtype: Literal["f16", "f32"] = "f32"
+    """Of the numbers in the file."""
+    long: Long = "error"
+    """A protein longer than the model's training rows: error stops, windows reads it in overlapping pieces."""
+    overlap: int = OVERLAP
+    """Residues that neighbouring windows share."""
+    row_tokens: int | None = None
+    """Most tokens read at once, 2,048 by default; changes speed and memory, not the states."""
+    processes: int = 1
+    """That share the work, on the CPU; they share its threads too."""
+    shard: str = "1/1"
+    """I/N: embed the I-th of N shares, for job arrays; the last to finish writes the file."""
+
+    def __post_init__(self) -> None:
+        index, _, num = self.shard.partition("/")
+        if not (index.isdecimal() and num.isdecimal() and 1 <= int(index) <= int(num)):
+            raise ConfigError(f"shard {self.shard!r}: expected I/N with 1 <= I <= N, such as 3/8")
+        if self.processes < 1 or self.row_tokens is not None and self.row_tokens < 1:
+            raise ConfigError(f"processes {self.processes}, row_tokens {self.row_tokens}: each is at least 1")
+        if self.processes > 1 and self.device != "cpu":
+            raise ConfigError(
+                f"processes {self.processes} on {self.device}: several share a CPU only; give each device a --shard"
+            )
+
+    def parts(self, model: Backbone) -> list[Part]:
+        """The parts of the input, each record of which is checked here, so that a bad one is met at once.
+
+        Raises:
+            FastaError, SequenceError: as `read_fasta` and `embed`, or no record is left.
+        """
+        overlap = self.overlap if self.long == "windows" else None
+        records = read_fasta(self.fasta, unknown=self.unknown, force=self.force, chains=True)
+        parts = cut(sum(reading(model, record, self.pooling, overlap).chains) for record in records)
+        if not parts:
+            raise FastaError(f"{self.fasta}: no record is left to work on; correct the letters, or try --unknown x")
+        return parts
+
+    def settings(self, model: Backbone) -> dict[str, Any]:
+        """All that decides what is in the parts: other settings, other parts."""
+        with self.fasta.open("rb") as file:
+            input_hash = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        return dict(
+            xtrimo_version=__version__, model_hash=fingerprint(model), input_hash=input_hash, unknown=self.unknown,
+            pooling=self.pooling, layers=list(self.layers), dtype=DTYPES[self.dtype], long=self.long,
+            overlap=self.overlap if self.long == "windows" else 0, part_residues=embedding_parts.PART_RESIDUES,
+            int8=self.precision == "int8",
+        )  # fmt: skip
+
+
+class Work(NamedTuple):
+    """What every process of a run has."""
+
+    options: EmbedOptions
+    model: Backbone
+    store: Parts
+    todo: list[Part]
+
+    def embed(self, parts: Iterable[Part], count: Callable[[int], None]) -> None:
+        """Write these parts, given in input order; `count` is told of the residues as they are done."""
+        o = self.options
+        records = o.read_again(o.fasta, chains=True)
+        place = 0
+        for part in parts:
+            own = islice(records, part.first - place, part.first - place + part.num_records)
+            place = part.first + part.num_records
+            embeddings = iter_embeddings(
+                self.model, own, pooling=o.pooling, layers=o.layers, long=o.long, overlap=o.overlap,
+                row_tokens=o.row_tokens,
+            )  # fmt: skip
+            self.store.write(part, _counted(embeddings, count))
+
+
+def fingerprint(model: Backbone) -> str:
+    """A digest of the weights as they are in memory: names in order, dtypes, shapes, bytes. About 1 s per GB."""
+    digest = hashlib.blake2b(digest_size=16)
+    weights = model.state_dict()
+    for name in sorted(weights):
+        weight = weights[name]
+        if isinstance(weight, torch.Tensor):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """`xtrimo embed`."""
+    import tyro
+
+    options = tyro.cli(EmbedOptions, prog="xtrimo embed", args=args)
+    threads = max(1, torch.get_num_threads() // options.processes)
+    if options.processes > 1:
+        torch.set_num_threads(1)  # until the fork, which OpenMP's threads do not survive
+    model = options.load()
+    began = time.monotonic()
+    check(model, options.pooling, options.layers, options.long, options.overlap)
+    parts = options.parts(model)
+    store = Parts(options.out, options.settings(model))
+    if store.are_merged():
+        logger.info("%s is complete: of these settings, this model and this input", options.out)
+        store.tidy()
+        return
+    store.open()
+    model = options.prepare(model, options.fasta)
+    index, num = map(int, options.shard.split("/"))
+    work = Work(options, model, store, store.missing(parts[index - 1 :: num]))
+    num_residues = sum(part.num_residues for part in work.todo)
+    if options.processes > 1 and work.todo:
+        _in_processes(work, num_residues, threads)
+    else:
+        with counting("embedding", num_residues, "residues") as count:
+            work.embed(work.todo, count)
+    if missing := store.missing(parts):
+        logger.info("%d of %d parts are missing; the shard that ends last writes %s",
+            len(missing), len(parts), options.out)  # fmt: skip
+    else:
+        shown = ("xtrimo_version", "model_hash", "layers", "pooling", "dtype", "long", "overlap", "int8")
+        store.merge(parts, {"model": options.model} | {name: store.settings[name] for name in shown})
+    seconds = time.monotonic() - began
+    logger.info("%s proteins, %s residues in %.1f s (%s residues/s)", f"{sum(p.num_records for p in work.todo):,}",
+        f"{num_residues:,}", seconds, f"{num_residues / seconds:,.0f}")  # fmt: skip
+
+
+def _counted(embeddings: Iterable[Any], count: Callable[[int], None]) -> Iterator[Any]:
+    for embedding in embeddings:
+        yield embedding
+        count(embedding.length)
+
+
+_STOP = 1 << 40  # more parts than there can be
+_forked: list[
+    Callable[[], None]
+] = []  # what a worker process does; closures cannot be sent, but are there after a fork
+
+
+def _in_processes(work: Work, num_residues: int, threads: int) -> None:
+    """Let processes take the parts one by one; an error of one ends all."""
+    import multiprocessing
+    from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("fork")  # the weights are in memory once
+    taken, done, parent = context.Value("q", 0), context.Value("q", 0), os.getpid()
+
+    def parts() -> Iterator[Part]:
+        while True:
+            with taken.get_lock():
+                number, taken.value = taken.value, taken.value + 1
+            if number >= len(work.todo):
+                return
+            yield work.todo[number]
+
+    def count(amount: int) -> None:
+        if os.getppid() != parent or taken.value >= _STOP:
+            os._exit(1)  # its parent was killed, and must not be met by the next run; or another worker has failed
+        with done.get_lock():
+            done.value += amount
+
+    def run() -> None:
+        torch.set_num_threads(threads)
+        work.embed(parts(), count)
+
+    with ProcessPoolExecutor(work.options.processes, context, initializer=_forked.append, initargs=(run,)) as pool:
+        try:
+            waiting = {pool.submit(_run_forked) for _ in range(work.options.processes)}
+            counted = 0
+            with counting("embedding", num_residues, "residues") as show:
+                while waiting:
+                    ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                    now = done.value
+                    show(now - counted)
+                    counted = now
+                    for future in ended:
+                        future.result()
+        except BrokenProcessPool as error:
+            raise XtrimoError(
+                "a worker process was killed, perhaps for want of memory; the same command goes on, with fewer"
+                " --processes or --row-tokens if that was it"
+            ) from error
+        finally:
+            taken.value = _STOP
+
+
+def _run_forked() -> None:
+    _forked[-1]()
