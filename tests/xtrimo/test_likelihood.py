@@ -1,6 +1,7 @@
 """The three ways to ask, on models whose answers are known: refusals, directions, other backbones, the one-pass law."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import xtrimo
 from xtrimo import batch
 from xtrimo.backbone import Backbone
+from xtrimo.command import FastaOptions
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError
 from xtrimo.likelihood import choose, nats_under_mask
@@ -216,3 +218,10 @@ def test_an_encoder_has_no_likelihood() -> None:
     blind.mask = None  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="never predicted a <mask>"):
         xtrimo.score(blind, ["MKV"])
+
+
+def test_a_foreign_model_runs_as_it_is_and_not_in_int8() -> None:
+    stranger = Stranger(torch.zeros(29, 29))
+    assert FastaOptions(model="x").prepare(stranger, Path("x")) is stranger
+    with pytest.raises(ConfigError, match="int8 is for GLMs"):
+        FastaOptions(model="x", precision="int8").prepare(stranger, Path("x"))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from xtrimo.attention import within
 from xtrimo.backbone import Backbone
 from xtrimo.checkpoint import save
-from xtrimo.command import FastaOptions
 from xtrimo.embedding_file import main as embed_main
 from xtrimo.errors import ConfigError
 from xtrimo.int8 import Int8GEGLU, Int8Linear, quantize_rows
@@ -157,11 +156,3 @@ def test_the_verbs_take_int8(tmp_path: Path, model: GLM, caplog: pytest.LogCaptu
     for name, exact in files["fp32"].items():
         cosine = F.cosine_similarity(*(torch.from_numpy(x) for x in (exact, files["int8"][name])))
         assert 0.99 < cosine.min() < 0.999999
-
-
-def test_int8_is_for_glms() -> None:
-    class Other:
-        pass
-
-    with pytest.raises(ConfigError, match="int8 is for GLMs"):
-        FastaOptions(model="x", precision="int8").prepare(Other(), Path("x"))
