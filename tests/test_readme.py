@@ -37,19 +37,19 @@ def run(kind: str, code: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every block has run; stdout.txt holds what the Python block said."""
+    """Where every block has run; python5.txt holds what block 5, in Python, said."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").mkdir()
     records = itertools.islice(read_fasta(ROOT / "examples/proteins.fasta.gz"), NUM_PROTEINS)
     write_fasta(folder / "examples/proteins.fasta.gz", records)
-    for kind, code in BLOCKS:
+    for number, (kind, code) in enumerate(BLOCKS):
         if kind in ("bash", "python"):
-            (folder / "stdout.txt").write_text(run(kind, code, folder))
+            (folder / f"{kind}{number}.txt").write_text(run(kind, code, folder))
     return folder
 
 
 def test_every_block_is_run_or_a_make_target() -> None:
-    assert [kind for kind, _ in BLOCKS] == ["console", "bash", "bash", "bash", "python"]
+    assert [kind for kind, _ in BLOCKS] == ["console", "bash", "bash", "python", "bash", "python"]
     targets = re.findall(r"^make (\w+)", BLOCKS[0][1], flags=re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()
     assert targets == ["demo", "test"] and all(f"\n{target}:" in makefile for target in targets)
@@ -63,13 +63,17 @@ def test_understand(folder: Path) -> None:
         assert all(dataset.shape == (128,) for dataset in embeddings.values())
 
 
+def test_weights_from_elsewhere(folder: Path) -> None:
+    assert re.fullmatch(r"pseudo perplexity 1\.\d\d\n", (folder / "python3.txt").read_text())
+
+
 def test_design(folder: Path) -> None:
     assert len(list(read_fasta(folder / "new.fasta"))) == 16
     assert all(record.sequence.startswith("MKTAYIAKQR") for record in read_fasta(folder / "continued.fasta"))
 
 
 def test_python(folder: Path) -> None:
-    *proteins, shape = (folder / "stdout.txt").read_text().splitlines()
+    *proteins, shape = (folder / "python5.txt").read_text().splitlines()
     assert [line.split()[0] for line in proteins] == ["s0001", "s0002", "s0003", "s0004"]
     assert shape == "(22, 128)"
 

@@ -19,9 +19,9 @@ difference of nearly equal numbers, so nothing needs a floor. V is 27 in ours (s
 from 20 to 33 words, and 25 is taken for them, which is off by less than 0.3 nats.
 
 The assumption is a calibrated model, also where nothing is masked. A model of masks alone can be one (AntiBERTy ranks
-antibodies as pseudo does). A model that also generates has met proteins without a mask as what goes before its own
-text, where nothing is asked of them: ours keep to the law beside masks and not without (benchmarks/scores.py), and what
-one-pass says of them is worth little. Nats above those of a blind guess, log V, tell, and are warned of.
+antibodies as pseudo does). Ours keep to the law beside masks and not without (benchmarks/scores.py), perhaps because a
+model that also generates meets whole proteins mostly as what goes before its own text, where nothing is asked of them;
+what one-pass says of them is worth little. Nats above those of a blind guess, log V, tell, and are warned of.
 """
 
 import logging
