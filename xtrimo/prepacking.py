@@ -2,8 +2,11 @@
 
 oneDNN multiplies by weights in blocks of its own; a plain linear layer re-orders them on each call. A GEGLU gains most:
 with value and gate as two products, the gelu and the bias come out of the product's own loop. Same mathematics, and in
-fp32 the same numbers to rounding. Such a model no longer trains.
+fp32 the same numbers to rounding.
 """
+
+import copy
+from typing import NoReturn, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +22,8 @@ from xtrimo.rope import Rotary
 
 MOST_LOST = PrecisionLoss(cosine=0.995, nll_rise=0.01)
 """By int8, unless told otherwise: 1 % of perplexity. bf16 loses 1e-5 and 1e-4."""
+
+Part = TypeVar("Part", bound=nn.Module)
 
 _ROWS = 2048  # tokens that oneDNN chooses the blocks for
 
@@ -57,36 +62,72 @@ class PackedBlock(nn.Module):
     def __init__(self, plain: DeepNormBlock, linear: type[nn.Module], geglu: type[nn.Module]) -> None:
         super().__init__()
         self.alpha = plain.alpha
-        self.dtype = plain.attention.qkv.weight.dtype
-        self.attention_norm, self.mlp_norm = plain.attention_norm.float(), plain.mlp_norm.float()
-        self.attention = plain.attention
+        self.dtype = plain.attention_norm.weight.dtype
+        self.attention_norm, self.mlp_norm = _fp32(plain.attention_norm), _fp32(plain.mlp_norm)
+        self.attention = copy.copy(plain.attention)
+        self.attention._modules = {
+            name: linear(part.weight, part.bias) for name, part in plain.attention.named_children()
+        }  # a copy of a module shares this dictionary
         self.mlp = geglu(plain.mlp)
-        for name in ("qkv", "dense"):
-            old = getattr(plain.attention, name)
-            setattr(self.attention, name, linear(old.weight, old.bias))
 
     def forward(self, x: Hidden, turn: Rotary, attend: Attend, layer: int) -> Hidden:
+        if x.requires_grad and torch.is_grad_enabled():  # its products would answer with a wrong one
+            raise ConfigError("a prepacked model has no gradients; use the one that it was made from")
         x = self.attention_norm(x.float())
         y = self.attention(x.to(self.dtype), turn, attend, layer)
         x = self.mlp_norm(x.mul_(self.alpha).add_(y))
         return self.mlp(x.to(self.dtype)).float().add_(x, alpha=self.alpha)
 
 
+class PrepackedGLM(GLM):
+    """A GLM for inference on this machine's CPU. Its states are fp32, whatever the precision of its products.
+
+    It reads and generates as any GLM does, and can be neither trained, saved, cast nor moved.
+    """
+
+    def __init__(self, plain: GLM, linear: type[nn.Module], geglu: type[nn.Module]) -> None:
+        nn.Module.__init__(self)
+        self.config = plain.config
+        self.embedding = nn.Embedding.from_pretrained(plain.embedding.weight.detach())  # the same memory
+        blocks = (block for block in plain.blocks if isinstance(block, DeepNormBlock))
+        self.blocks = nn.ModuleList(PackedBlock(block, linear, geglu) for block in blocks)
+        self.final_norm, self.output = _fp32(plain.final_norm), _fp32(plain.output)
+        self.requires_grad_(False).eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of queries, keys and values."""
+        return self.embedding.weight.dtype
+
+    def state_dict(self, *args: object, **options: object) -> NoReturn:
+        """Refused: most weights are no longer in a layout that a file could hold.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("a prepacked model cannot be saved; save the one that it was made from")
+
+    def _apply(self, *args: object, **options: object) -> NoReturn:  # behind .to(), .cuda(), .half() ...
+        raise ConfigError("a prepacked model stays as it is; cast or move the one that it was made from")
+
+
 def can_be_prepacked(model: GLM) -> bool:
     """Whether there is a layout of this machine's for the weights."""
-    plain = model.dtype in (torch.float32, torch.bfloat16) and model.config.quantization == "none"
-    return plain and model.device.type == "cpu"
+    mkldnn = torch.backends.mkldnn.is_available()
+    half = mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    known = {torch.float32: mkldnn, torch.bfloat16: half}.get(model.dtype, False)
+    return known and model.device.type == "cpu" and model.config.quantization == "none"
 
 
 def prepack(model: GLM) -> GLM:
-    """Re-arrange the weights of the blocks, in place, one at a time; the model is for inference from here on.
+    """A copy of the model for inference on this CPU; drop the plain one to have the weights in memory only once.
 
-    A model stays as it is when it is not on the CPU, or neither in fp32 nor bf16, or has quantized weights.
-
-    Returns:
-        The same model. Its states are fp32, whatever the precision of its products.
+    A model comes back as it is when it is prepacked already, not on the CPU, neither in fp32 nor bf16, in bf16 on a CPU
+    that does not know it, or has quantized weights.
     """
-    return _with_blocks(model, PackedLinear, PackedGEGLU)
+    if isinstance(model, PrepackedGLM) or not can_be_prepacked(model):
+        return model
+    return PrepackedGLM(model, PackedLinear, PackedGEGLU)
 
 
 def prepack_int8(model: GLM, proteins: Sequences, *, bounds: PrecisionLoss | None = None) -> tuple[GLM, PrecisionLoss]:
@@ -99,32 +140,24 @@ def prepack_int8(model: GLM, proteins: Sequences, *, bounds: PrecisionLoss | Non
     Raises:
         ConfigError: the model is not on the CPU, is quantized already, there is no protein, or more is lost than that.
     """
-    if not can_be_prepacked(model):
+    if isinstance(model, PrepackedGLM) or not can_be_prepacked(model):
         raise ConfigError(
-            f"int8 is for fp32 or bf16 weights on the CPU, these are {model.dtype} on {model.device}, quantization"
-            f" {model.config.quantization}; leave --precision int8 out"
+            f"int8 is for plain fp32 or bf16 weights on the CPU, these are {model.dtype} on {model.device},"
+            f" quantization {model.config.quantization}; use another precision"
         )
     judged = list(named(proteins))
     if not judged:
         raise ConfigError("int8 is judged on proteins, and none was given")
-    before = answers(model, judged)
-    _with_blocks(model, Int8Linear, Int8GEGLU)
-    loss = PrecisionLoss.between(before, answers(model, judged))
+    eight = PrepackedGLM(model, Int8Linear, Int8GEGLU)
+    loss = PrecisionLoss.between(answers(model, judged), answers(eight, judged))
     bounds = bounds or MOST_LOST
     if loss.cosine < bounds.cosine or loss.nll_rise > bounds.nll_rise:
         raise ConfigError(
             f"this model does not bear int8: on {len(judged)} proteins {loss}; allowed are {bounds};"
             " use --precision bf16"
         )
-    return model, loss
+    return eight, loss
 
 
-def _with_blocks(model: GLM, linear: type[nn.Module], geglu: type[nn.Module]) -> GLM:
-    model.requires_grad_(False)
-    if can_be_prepacked(model):
-        for i, block in enumerate(model.blocks):
-            if isinstance(block, DeepNormBlock):  # not one of ours already
-                model.blocks[i] = PackedBlock(block, linear, geglu)
-        model.final_norm.float()
-        model.output.float()
-    return model
+def _fp32(part: Part) -> Part:
+    return copy.deepcopy(part).float()

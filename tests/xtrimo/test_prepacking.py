@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from generate import sample
 from xtrimo.attention import within
 from xtrimo.backbone import Backbone
 from xtrimo.checkpoint import save
@@ -17,7 +18,8 @@ from xtrimo.errors import ConfigError
 from xtrimo.int8 import Int8GEGLU, Int8Linear, quantize_rows
 from xtrimo.model import GEGLU, GLM
 from xtrimo.precision_loss import PrecisionLoss
-from xtrimo.prepacking import MOST_LOST, prepack, prepack_int8
+from xtrimo.prepacking import MOST_LOST, PrepackedGLM, prepack, prepack_int8
+from xtrimo.rope import rotary
 from xtrimo.testing import toy_config, toy_sequences
 
 PROTEINS = toy_sequences(5, seed=3, min_length=20)
@@ -48,16 +50,43 @@ def model(request: pytest.FixtureRequest) -> GLM:
 
 def test_prepacked_fp32_is_the_plain_model(model: GLM) -> None:
     expected = [states(model, sequence) for sequence in PROTEINS]
-    assert prepack(model) is model
+    packed = prepack(model)
+    assert isinstance(packed, PrepackedGLM) and not packed.training
     for sequence, plain in zip(PROTEINS, expected, strict=True):
-        for mine, theirs in zip(states(model, sequence), plain, strict=True):
+        for mine, theirs in zip(states(packed, sequence), plain, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_prepacking_twice_changes_nothing(model: GLM) -> None:
-    once = states(prepack(model), PROTEINS[0])
-    for a, b in zip(once, states(prepack(model), PROTEINS[0]), strict=True):
+def test_the_plain_model_stays_as_it_was(model: GLM) -> None:
+    before, names = states(model, PROTEINS[0]), list(model.state_dict())
+    packed = prepack(model)
+    assert prepack(packed) is packed
+    assert list(model.state_dict()) == names and all(weight.requires_grad for weight in model.parameters())
+    for a, b in zip(before, states(model, PROTEINS[0]), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_prepacked_model_cannot_be_saved_cast_or_trained(model: GLM, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    packed = prepack(model)
+    with pytest.raises(ConfigError, match="cannot be saved"):
+        save(packed, tmp_path / "model")
+    for cast in (lambda: packed.to(torch.bfloat16), packed.double):
+        with pytest.raises(ConfigError, match="stays as it is"):
+            cast()
+    assert not any(weight.requires_grad for weight in packed.parameters())
+    x, attend = torch.zeros(3, 64, requires_grad=True), within(torch.tensor([[0, 3, 3]]))
+    with pytest.raises(ConfigError, match="no gradients"):
+        packed.blocks[0](x, rotary(torch.zeros(3, 2).long(), model.config, x.dtype), attend, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prepacked_model_generates(model: GLM, dtype: torch.dtype) -> None:
+    model.to(dtype)
+    mine, theirs = (sample(m, num=3, max_length=12, seed=1) for m in (prepack(model), model))
+    assert [s.name for s in mine] == [s.name for s in theirs]
+    if dtype == torch.float32:
+        assert [s.sequence for s in mine] == [s.sequence for s in theirs]
 
 
 def test_prepacked_bf16_is_closer_to_fp32_than_plain_bf16() -> None:
@@ -70,14 +99,10 @@ def test_prepacked_bf16_is_closer_to_fp32_than_plain_bf16() -> None:
     assert error < 0.5 * plain_error and error < 0.005
 
 
-def test_a_prepacked_model_asks_for_no_gradient(model: GLM) -> None:
-    assert not any(weight.requires_grad for weight in prepack(model).parameters())
-
-
 def test_what_has_no_layout_stays_plain() -> None:
     model = GLM(toy_config()).to(torch.float64)
     assert isinstance(prepack(model).blocks[0].mlp, GEGLU)
-    with pytest.raises(ConfigError, match="fp32 or bf16 weights on the CPU"):
+    with pytest.raises(ConfigError, match="plain fp32 or bf16 weights on the CPU"):
         prepack_int8(model, PROTEINS)
 
 
