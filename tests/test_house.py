@@ -156,7 +156,7 @@ def test_packages_are_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("package", ["xtrimo", "pretrain", "generate"])
+@pytest.mark.parametrize("package", ["xtrimo", "pretrain", "heads", "generate"])
 def test_architecture_lists_every_module(package: str) -> None:
     _, _, section = (ROOT / "ARCHITECTURE.md").read_text().partition(f"## {package}/\n")
     listed = set(re.findall(r"^\| `(\w+)` \|", section.partition("\n## ")[0], flags=re.MULTILINE))

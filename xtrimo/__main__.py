@@ -41,6 +41,12 @@ VERBS = {
     "generate": Verb("generate.sampler:main", "draw new proteins from a model"),
     "score": Verb("xtrimo.scoring:main", "likelihood of each protein under a model"),
     "embed": Verb("xtrimo.embedding_file:main", "hidden states of each protein, per residue or pooled"),
+    "finetune": Verb("heads.finetune:main", "train a head for a task, on a frozen, adapted or whole model", "heads"),
+    "predict": Verb("heads.prediction:main", "what a trained head says of each protein", "heads"),
+    "zeroshot": Verb("heads.zeroshot:main", "variants of proteins, scored without training", "heads"),
+    "evaluate": Verb("heads.evaluation:main", "a trained head on labelled proteins", "heads"),
+    "bench": Verb("heads.bench:main", "one model on many tasks, beside random weights and baselines", "heads"),
+    "report": Verb("heads.report:main", "results of fine-tuned models as tables and pictures", "heads"),
     "info": Verb("xtrimo.info:main", "what is in a model directory, a corpus or a preset"),
 }
 

@@ -95,4 +95,5 @@ def load(directory: Path, *, device: str | torch.device | None = None, dtype: to
             raise CheckpointError(f"{file} has other words than AntiBERTy, {' '.join(VOCABULARY)}; no other is read")
     ids = {word: i for i, word in enumerate(VOCABULARY)}
     words = Words.of(ids, first="[CLS]", last="[SEP]", mask="[MASK]", unknown="[UNK]")
-    return AntiBERTy(model, words, max_length=config.max_position_embeddings, has_head=has_head).to(device)
+    places = config.max_position_embeddings
+    return AntiBERTy(model, words, max_length=places, has_head=has_head, learned_places=places).to(device)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xtrimo import hub, published
 from xtrimo.attention import Attend, Heads
-from xtrimo.errors import CheckpointError
+from xtrimo.errors import CheckpointError, SequenceError
 from xtrimo.model import Hidden
 from xtrimo.objectives import Example
 
@@ -64,6 +64,10 @@ class Backbone(Protocol):
     def mask(self) -> int | None:
         """Token id it was trained to replace by a residue; None where it was not."""
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """All that its states follow from beside its weights, as for JSON: shape, epsilons, words."""
+
     def tokenize(self, sequence: str, *, name: str = "sequence") -> Example:
         """The protein as this model reads it, nothing masked and nothing asked.
 
@@ -89,6 +93,34 @@ class Backbone(Protocol):
         """Its weights by name."""
 
 
+@runtime_checkable
+class Limited(Protocol):
+    """What a backbone says beside that cannot read every protein; a GLM has a word for each residue, and any place."""
+
+    @property
+    def unknown(self) -> int:
+        """Token id of the word that stands for all residues it has no word for."""
+
+    @property
+    def learned_places(self) -> int | None:
+        """Tokens of the longest protein it can read, words around included; None where positions are computed."""
+
+
+def refuse_beyond_places(model: Backbone, length: int, *, name: str) -> None:
+    """For readers of whole proteins, of `length` residues.
+
+    Raises:
+        SequenceError: more than the places that the model has learned; names `name`.
+    """
+    places = model.learned_places if isinstance(model, Limited) else None
+    around = sum(model.words_around)
+    if places is not None and length + around > places:
+        raise SequenceError(
+            f"{name}: {length:,} residues, and {around} words around them, where this model has learned {places:,}"
+            " places; cut it (an antibody into its variable domains), drop it, or take a model without learned places"
+        )
+
+
 class Kind(NamedTuple):
     """A sort of model directory: how its config.json gives it away, and what loads it."""
 
@@ -96,6 +128,8 @@ class Kind(NamedTuple):
     claims: Callable[[Mapping[str, Any]], bool]
     loader: str
     """module:function, called as load(directory, device=, dtype=); imported only when asked for."""
+    licence: str | None = None
+    """Of the weights of every model of the kind; None where a directory has to say it."""
 
 
 KINDS = (
@@ -103,7 +137,9 @@ KINDS = (
     Kind("ProteinGLM", published.is_published, "xtrimo.published:load"),
     Kind("ESM-2", lambda content: content.get("model_type") == "esm", "xtrimo.esm:load"),
     Kind("ESM C", lambda content: content.get("model_type") == "esmc", "xtrimo.esm:load"),
-    Kind("AntiBERTy", lambda content: "AntiBERTy" in (content.get("architectures") or ()), "xtrimo.antiberty:load"),
+    Kind(
+        "AntiBERTy", lambda content: "AntiBERTy" in (content.get("architectures") or ()), "xtrimo.antiberty:load", "MIT"
+    ),
 )
 FAIR_FILE = "xtrimo.esm:load_fair"
 PACKAGED = {"antiberty": "xtrimo.antiberty:installed"}
@@ -204,6 +240,7 @@ def attentions(
     seen = (places < example.prefix) | (places <= places[:, None])  # the rule of attention.py, written out
     residues = slice(first, len(places) - last)
     length = residues.stop - first  # a final * of `sequence` is none
+    refuse_beyond_places(model, length, name=name)
     maps = np.empty((model.num_layers, model.num_heads, length, length), dtype=np.float32)
 
     def attend(layer: int, q: Heads, k: Heads, v: Heads) -> Heads:

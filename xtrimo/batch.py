@@ -24,9 +24,8 @@ from xtrimo.packing import pack, unpack
 
 logger = logging.getLogger(__name__)
 
-ROW_TOKENS = (
-    2048  # on a CPU throughput is flat from 1,024 to 8,192, so take little memory; a longer protein is a row alone
-)
+# On a CPU throughput is flat from 1,024 to 8,192, so take little memory; a longer protein is a row alone.
+ROW_TOKENS = 2048
 
 Sequences = Iterable[str | Record]
 

@@ -2,12 +2,12 @@
 
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 REPORT_EVERY = 30.0  # seconds
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
-TRIED = 8  # proteins that int8 is judged on
+# What the weights are cast to; those of int8 go on from there.
+CASTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
+WORDS_AROUND = 4  # the most that a GLM writes around a protein
+TRIED, TRIED_RESIDUES = 8, 200  # int8 is judged on as many chains, and on more where these are short
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +54,7 @@ class ModelOptions:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
             raise ConfigError(f"device {self.device!r} cannot be used here ({error}); try cpu") from error
-        return load(self.model, device=self.device, dtype=self.precision and DTYPES[self.precision])
+        return load(self.model, device=self.device, dtype=self.precision and CASTS[self.precision])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,23 @@ class FastaOptions(ModelOptions):
     """A letter that is no residue: error stops, x reads it as X, skip leaves out the record."""
     force: bool = False
     """Read a file that looks like nucleotides."""
+
+    def check_paths(self, path: Path, *outputs: Path | None) -> None:
+        """Refuse, before any work, an input that cannot be read again and an output that is an input.
+
+        Raises:
+            FastaError: `path` is a pipe or the like.
+            ConfigError: one of `outputs` is the input or the model.
+        """
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise FastaError(
+                f"{path} is a pipe or a device, and the proteins are read more than once; write them to a file first"
+            )
+        for out in filter(None, outputs):
+            for read in (path, Path(self.model)):
+                with suppress(OSError):  # one of them is not there
+                    if out.samefile(read):
+                        raise ConfigError(f"{out} is read by this run, and would be replaced; choose another output")
 
     def prepare(self, model: Backbone, path: Path) -> Backbone:
         """The model laid out for inference here; int8 is tried on the first proteins of the file.
@@ -78,17 +97,41 @@ class FastaOptions(ModelOptions):
             return model
         if self.precision != "int8":
             return prepack(model)
-        short = (record for record in self.read_again(path, chains=True) if _is_plain(record, model))
-        model, loss = prepack_int8(model, islice(short, TRIED))
+        model, loss = prepack_int8(model, self._to_judge(path, model.max_length))
         logger.info("int8 against bf16 on the first proteins: %s", loss)
         return model
 
-    def read(self, path: Path) -> tuple[int, Iterator[fasta.Record]]:
+    def _to_judge(self, path: Path, max_length: int) -> list[fasta.Record]:
+        """The first chains of a file, each as far as a training row holds it with the words around."""
+        judged: list[fasta.Record] = []
+        num_residues = 0
+        for record in self.read_again(path, chains=True):
+            chains = record.sequence.split(fasta.CHAIN_BREAK)
+            for name, chain in zip(fasta.chain_names(record.name, len(chains)), chains, strict=True):
+                judged.append(fasta.Record(name, chain[: max_length - WORDS_AROUND]))
+                num_residues += len(judged[-1].sequence)
+            if len(judged) >= TRIED and num_residues >= TRIED_RESIDUES:
+                return judged
+        if num_residues < TRIED_RESIDUES:
+            logger.warning(
+                "int8 is judged on the %d residues that %s has; fewer than %d say little, --precision bf16 is safe",
+                num_residues, path, TRIED_RESIDUES,
+            )  # fmt: skip
+        return judged
+
+    def read(
+        self, path: Path, check: Callable[[fasta.Record], object] | None = None
+    ) -> tuple[int, Iterator[fasta.Record]]:
         """The number of records, and the records; they stream.
 
-        The file is read through once before, so that a bad record is met now and not after hours of work.
+        The file is read through once before, so that a bad record is met now and not after hours of work; `check` sees
+        each record then, and raises for what the work cannot use.
         """
-        num_records = sum(1 for _ in fasta.read_fasta(path, unknown=self.unknown, force=self.force))
+        num_records = 0
+        for record in fasta.read_fasta(path, unknown=self.unknown, force=self.force):
+            if check:
+                check(record)
+            num_records += 1
         if not num_records:
             raise FastaError(f"{path}: no record is left to work on; correct the letters, or try --unknown x")
         return num_records, self.read_again(path)
@@ -102,11 +145,6 @@ class FastaOptions(ModelOptions):
             fasta.logger.disabled = False
 
 
-def _is_plain(record: fasta.Record, model: GLM) -> bool:
-    """Whether it is one chain that the model reads whole."""
-    return fasta.CHAIN_BREAK not in record.sequence and len(record.sequence) + 4 <= model.max_length
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; the file appears under its own name only when the block ends well.
@@ -114,10 +152,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         XtrimoError: if it cannot be written, before the block runs wherever that can be known.
     """
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial.{path.name}")  # other hosts have the same pids
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a directory")
+        if path.exists() and not path.is_file():  # a device, which root could replace
+            raise OSError(0, "it is no regular file")
         partial.touch()
         yield partial
         os.replace(partial, path)

@@ -5,6 +5,7 @@ streams through it again and embeds the parts that it takes. What is in memory d
 """
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from tyro.conf import Positional
@@ -25,18 +26,25 @@ from xtrimo.embedding_parts import Part, Parts, cut
 from xtrimo.errors import ConfigError, FastaError, XtrimoError
 from xtrimo.fasta import read_fasta
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
 logger = logging.getLogger(__name__)
 
-DTYPES = {"f16": "float16", "f32": "float32"}
+WRITTEN = {"f16": "float16", "f32": "float32"}
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+ATTRIBUTES = ("model_hash", "precision", "layers", "pooling", "dtype", "long", "overlap", "xtrimo_version")
+"""The settings that the file states, beside its model and a digest of all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedOptions(FastaOptions):
     """Write the hidden states of each protein of a FASTA file to an HDF5 file, one dataset a record, in input order.
 
-    A dataset has its record's name, with "/" as "_"; further records of that name have "#2", "#3", ... added. Its
-    attributes are original_id, length (residues), and chains (residues of each) where ":" joins several; the file's
-    are model, model_hash, layers, pooling, dtype, long, overlap and xtrimo_version. Killed, the same command goes on.
+    A dataset has its record's name, with "/" as "_" and without the dots it begins or ends with ("_" if nothing is
+    left); further records of that name have "#2", "#3", ... added. Its attributes are original_id, length (residues),
+    and chains (residues of each) where ":" joins several; the file's are model, model_hash, precision, layers, pooling,
+    dtype, long, overlap, xtrimo_version and settings_hash. Killed, the same command goes on.
     """
 
     fasta: Positional[Path]
@@ -78,11 +86,32 @@ class EmbedOptions(FastaOptions):
             FastaError, SequenceError: as `read_fasta` and `embed`, or no record is left.
         """
         overlap = self.overlap if self.long == "windows" else None
-        records = read_fasta(self.fasta, unknown=self.unknown, force=self.force, chains=True)
-        parts = cut(sum(reading(model, record, self.pooling, overlap).chains) for record in records)
+
+        def lengths() -> Iterator[int]:
+            for record in read_fasta(self.fasta, unknown=self.unknown, force=self.force, chains=True):
+                if "\0" in record.name:
+                    raise FastaError(
+                        f"{self.fasta}: the name {record.name!r} holds a zero byte, which no name in HDF5 can; take it"
+                        " out of the header"
+                    )
+                yield sum(reading(model, record, self.pooling, overlap).chains)
+
+        parts = cut(lengths())
         if not parts:
             raise FastaError(f"{self.fasta}: no record is left to work on; correct the letters, or try --unknown x")
         return parts
+
+    def check_out(self) -> None:
+        """Refuse an output that is something else, which must not be replaced.
+
+        Raises:
+            ConfigError: there is such a file.
+        """
+        import h5py
+
+        out = self.out
+        if out.is_file() and out.stat().st_size and not h5py.is_hdf5(out):
+            raise ConfigError(f"{out} is there and is no HDF5 file; remove it or choose another output")
 
     def settings(self, model: Backbone) -> dict[str, Any]:
         """All that decides what is in the parts: other settings, other parts."""
@@ -90,9 +119,9 @@ class EmbedOptions(FastaOptions):
             input_hash = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
         return dict(
             xtrimo_version=__version__, model_hash=fingerprint(model), input_hash=input_hash, unknown=self.unknown,
-            pooling=self.pooling, layers=list(self.layers), dtype=DTYPES[self.dtype], long=self.long,
+            pooling=self.pooling, layers=list(self.layers), dtype=WRITTEN[self.dtype], long=self.long,
             overlap=self.overlap if self.long == "windows" else 0, part_residues=embedding_parts.PART_RESIDUES,
-            int8=self.precision == "int8",
+            precision=self.precision or PRECISIONS.get(model.dtype, str(model.dtype)),
         )  # fmt: skip
 
 
@@ -120,8 +149,11 @@ class Work(NamedTuple):
 
 
 def fingerprint(model: Backbone) -> str:
-    """A digest of the weights as they are in memory: names in order, dtypes, shapes, bytes. About 1 s per GB."""
-    digest = hashlib.blake2b(digest_size=16)
+    """A digest of all that the states of a model follow from, as it is in memory. About 1 s per GB.
+
+    These are its facts (`Backbone.facts`), and its weights: names in order, dtypes, shapes, bytes.
+    """
+    digest = hashlib.blake2b(json.dumps(model.facts, sort_keys=True).encode(), digest_size=16)
     weights = model.state_dict()
     for name in sorted(weights):
         weight = weights[name]
@@ -136,6 +168,8 @@ def main(args: Sequence[str] | None = None) -> None:
     import tyro
 
     options = tyro.cli(EmbedOptions, prog="xtrimo embed", args=args)
+    options.check_paths(options.fasta, options.out)
+    options.check_out()
     threads = max(1, torch.get_num_threads() // options.processes)
     if options.processes > 1:
         torch.set_num_threads(1)  # until the fork, which OpenMP's threads do not survive
@@ -144,12 +178,28 @@ def main(args: Sequence[str] | None = None) -> None:
     check(model, options.pooling, options.layers, options.long, options.overlap)
     parts = options.parts(model)
     store = Parts(options.out, options.settings(model))
+    done: list[Part] = []
+    if not store.are_merged():
+        model = options.prepare(model, options.fasta)
+        try:
+            done = _embed_share(options, model, store, parts, threads)
+        except XtrimoError:
+            if not store.are_merged():  # by the same command, started twice: its folder is gone
+                raise
     if store.are_merged():
-        logger.info("%s is complete: of these settings, this model and this input", options.out)
         store.tidy()
-        return
+        logger.info("%s is complete: of these settings, this model and this input", options.out)
+    if done:
+        seconds, num_residues = time.monotonic() - began, sum(part.num_residues for part in done)
+        logger.info("%s proteins, %s residues in %.1f s (%s residues/s)", f"{sum(p.num_records for p in done):,}",
+            f"{num_residues:,}", seconds, f"{num_residues / seconds:,.0f}")  # fmt: skip
+
+
+def _embed_share(
+    options: EmbedOptions, model: Backbone, store: Parts, parts: Sequence[Part], threads: int
+) -> list[Part]:
+    """Embed this shard's parts that are missing, and put all together if none is missing then; what was embedded."""
     store.open()
-    model = options.prepare(model, options.fasta)
     index, num = map(int, options.shard.split("/"))
     work = Work(options, model, store, store.missing(parts[index - 1 :: num]))
     num_residues = sum(part.num_residues for part in work.todo)
@@ -158,15 +208,13 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         with counting("embedding", num_residues, "residues") as count:
             work.embed(work.todo, count)
-    if missing := store.missing(parts):
+    missing = store.missing(parts)
+    if not missing:
+        store.merge(parts, {"model": options.model} | {name: store.settings[name] for name in ATTRIBUTES})
+    elif not store.are_merged():  # the folder goes after the merge, so what is looked at last decides
         logger.info("%d of %d parts are missing; the shard that ends last writes %s",
             len(missing), len(parts), options.out)  # fmt: skip
-    else:
-        shown = ("xtrimo_version", "model_hash", "layers", "pooling", "dtype", "long", "overlap", "int8")
-        store.merge(parts, {"model": options.model} | {name: store.settings[name] for name in shown})
-    seconds = time.monotonic() - began
-    logger.info("%s proteins, %s residues in %.1f s (%s residues/s)", f"{sum(p.num_records for p in work.todo):,}",
-        f"{num_residues:,}", seconds, f"{num_residues / seconds:,.0f}")  # fmt: skip
+    return work.todo
 
 
 def _counted(embeddings: Iterable[Any], count: Callable[[int], None]) -> Iterator[Any]:
@@ -175,17 +223,10 @@ def _counted(embeddings: Iterable[Any], count: Callable[[int], None]) -> Iterato
         count(embedding.length)
 
 
-_STOP = 1 << 40  # more parts than there can be
-_forked: list[
-    Callable[[], None]
-] = []  # what a worker process does; closures cannot be sent, but are there after a fork
-
-
 def _in_processes(work: Work, num_residues: int, threads: int) -> None:
-    """Let processes take the parts one by one; an error of one ends all."""
+    """Let processes take the parts one by one, and end when none is left; an error of one ends all."""
     import multiprocessing
-    from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing.connection import wait
 
     context = multiprocessing.get_context("fork")  # the weights are in memory once
     taken, done, parent = context.Value("q", 0), context.Value("q", 0), os.getpid()
@@ -199,35 +240,51 @@ def _in_processes(work: Work, num_residues: int, threads: int) -> None:
             yield work.todo[number]
 
     def count(amount: int) -> None:
-        if os.getppid() != parent or taken.value >= _STOP:
-            os._exit(1)  # its parent was killed, and must not be met by the next run; or another worker has failed
+        if os.getppid() != parent:
+            os._exit(1)  # the parent was killed, and this must not meet the next run
         with done.get_lock():
             done.value += amount
 
-    def run() -> None:
+    def run(answer: "Connection") -> None:
         torch.set_num_threads(threads)
-        work.embed(parts(), count)
-
-    with ProcessPoolExecutor(work.options.processes, context, initializer=_forked.append, initargs=(run,)) as pool:
         try:
-            waiting = {pool.submit(_run_forked) for _ in range(work.options.processes)}
-            counted = 0
-            with counting("embedding", num_residues, "residues") as show:
-                while waiting:
-                    ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
-                    now = done.value
-                    show(now - counted)
-                    counted = now
-                    for future in ended:
-                        future.result()
-        except BrokenProcessPool as error:
-            raise XtrimoError(
-                "a worker process was killed, perhaps for want of memory; the same command goes on, with fewer"
-                " --processes or --row-tokens if that was it"
-            ) from error
-        finally:
-            taken.value = _STOP
+            work.embed(parts(), count)
+            answer.send(None)
+        except XtrimoError as error:
+            answer.send(error)
+
+    workers, answers = [], []
+    try:
+        for _ in range(work.options.processes):
+            receiver, sender = context.Pipe(duplex=False)
+            workers.append(context.Process(target=run, args=(sender,), daemon=True))
+            workers[-1].start()
+            sender.close()  # so that the worker's death ends the pipe
+            answers.append(receiver)
+        counted = 0
+        with counting("embedding", num_residues, "residues") as show:
+            while answers:
+                ended = wait(answers, timeout=0.5)
+                now = done.value
+                show(now - counted)
+                counted = now
+                for receiver in filter(ended.__contains__, answers.copy()):
+                    answers.remove(receiver)
+                    if error := _answer(receiver):
+                        raise error
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
 
 
-def _run_forked() -> None:
-    _forked[-1]()
+def _answer(receiver: "Connection") -> XtrimoError | None:
+    """What a worker that has ended says: nothing, or what went wrong."""
+    try:
+        error: XtrimoError | None = receiver.recv()
+    except EOFError:
+        return XtrimoError(
+            "a worker process was killed, perhaps for want of memory, or stopped by the error above; the same command"
+            " goes on, with fewer --processes or --row-tokens if memory was it"
+        )
+    return error

@@ -6,8 +6,9 @@ name into a hidden folder beside the output, brought to the disk, and renamed to
 
     .out.h5.parts/000012.h5     states: (row, layer, dim), a row for each residue or protein; index: names, chains
 
-When all are there one process puts them together; the result, too, gets its name when it is whole. `settings.json`
-says which work the parts belong to: those of other work are refused, never mixed in.
+When all are there one process puts them together; the result, too, gets its name when it is whole, and then the folder
+goes. So it may vanish under a process that was started twice, or comes late: `are_merged` tells that from a failure.
+`settings.json` says which work the parts belong to: those of other work are refused, never mixed in.
 """
 
 import fcntl
@@ -15,7 +16,9 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +39,7 @@ logger = logging.getLogger(__name__)
 PART_RESIDUES = 100_000  # what a kill can lose, and what a process takes at a time: seconds of work at least
 SETTINGS = "settings.json"
 _LIBVER = ("v110", "v110")  # what HDF5 1.10 can read, whatever the library here
+_DEAD_AFTER = 3600.0  # seconds without a byte written; what is half-written grows with each protein
 
 
 class Part(NamedTuple):
@@ -93,10 +97,14 @@ class Parts:
         return False
 
     def tidy(self) -> None:
-        """Remove the parts of an output that is complete, which a kill has left."""
+        """Remove the parts of an output that is complete, all at once.
+
+        On NFS a folder outlives its files that others have open; who leaves last removes it.
+        """
+        shutil.rmtree(self._merged_folder, ignore_errors=True)
         with suppress(OSError, ValueError):
             if json.loads((self.folder / SETTINGS).read_text("utf-8")) == self.settings:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                os.replace(self.folder, self._merged_folder)
         shutil.rmtree(self._merged_folder, ignore_errors=True)
 
     def open(self) -> None:
@@ -114,10 +122,8 @@ class Parts:
             if mark.exists() and any(self.folder.glob("[0-9]*.h5")):
                 self._compare(json.loads(mark.read_text("utf-8")))
             self._forget_the_dead()
-            work = self._temporary(SETTINGS)
-            work.write_text(json.dumps(self.settings, indent=1), "utf-8")
-            _sync(work)
-            os.replace(work, mark)
+            with self._appearing(mark) as work:
+                work.write_text(json.dumps(self.settings, indent=1), "utf-8")
 
     def write(self, part: Part, embeddings: Iterable[Embedding]) -> None:
         """Write a part, from the embeddings of its records.
@@ -128,10 +134,9 @@ class Parts:
         import h5py
 
         num_rows = part.num_residues if self.settings["pooling"] == "none" else part.num_records
-        work = self._temporary(self.path(part).name)
         index: list[tuple[str, tuple[int, ...]]] = []
         start = 0
-        with _writing(self.out):
+        with _writing(self.out), self._appearing(self.path(part)) as work:
             with h5py.File(work, "w", libver=_LIBVER) as file:
                 for embedding in embeddings:
                     rows = self._rows(embedding)
@@ -145,11 +150,7 @@ class Parts:
                 file.create_dataset("index", data=np.frombuffer(json.dumps(index).encode(), dtype=np.uint8))
                 file.attrs["settings_hash"] = self.key
             if (start, len(index)) != (num_rows, part.num_records):
-                work.unlink()
                 raise XtrimoError("the input has changed since this run began; start it again")
-            _sync(work)
-            os.replace(work, self.path(part))
-            _sync(self.folder)
 
     def merge(self, parts: Sequence[Part], attributes: Mapping[str, Any]) -> None:
         """Put all parts together under the output's name, and remove them; of several that try, one does.
@@ -157,22 +158,23 @@ class Parts:
         Raises:
             XtrimoError: a full disk, or a part of other work.
         """
+        try:
+            with _writing(self.out), self._lock():
+                if not self.are_merged():
+                    self._put_together(parts, attributes)
+        except XtrimoError:
+            if not self.are_merged():  # by another process, which has removed the folder
+                raise
+        self.tidy()  # without the lock, whose open file would keep the folder on NFS
+
+    def _put_together(self, parts: Sequence[Part], attributes: Mapping[str, Any]) -> None:
         import h5py
 
-        with _writing(self.out), self._lock():
-            if not (self.folder / SETTINGS).exists():
-                return  # another process was quicker
-            work = self._temporary("merged.h5")
-            with h5py.File(work, "w", libver=_LIBVER, track_order=True) as file:
-                file.attrs.update(attributes, settings_hash=self.key)
-                for part in parts:
-                    for name, chains, states in self._read(part):
-                        _add(file, name, chains, states)
-            _sync(work)
-            os.replace(work, self.out)
-            _sync(self.out.parent)
-            os.replace(self.folder, self._merged_folder)  # all of them gone at once
-            shutil.rmtree(self._merged_folder)
+        with self._appearing(self.out) as work, h5py.File(work, "w", libver=_LIBVER, track_order=True) as file:
+            file.attrs.update(attributes, settings_hash=self.key)
+            for part in parts:
+                for name, chains, states in self._read(part):
+                    _add(file, name, chains, states)
 
     @property
     def _merged_folder(self) -> Path:
@@ -186,7 +188,8 @@ class Parts:
             largest = float(np.abs(embedding.hidden).max())
             if np.isfinite(largest):
                 raise XtrimoError(
-                    f"{embedding.name}: a state of {largest:,.0f} is beyond the 65,504 of f16; write --dtype f32"
+                    f"{embedding.name}: a state of {largest:,.0f} is beyond the 65,504 of f16; write --dtype f32, after"
+                    f" removing {self.folder} or to another output"
                 )
             raise XtrimoError(
                 f"{embedding.name}: its states are not all finite numbers; the model's weights are damaged"
@@ -219,15 +222,25 @@ class Parts:
                 " remove the folder, or choose another output"
             )
 
-    def _temporary(self, name: str) -> Path:
-        """A name that no other process writes to, which says whose it is."""
-        return self.folder / f"{name}.{os.uname().nodename}.{os.getpid()}.tmp"
+    @contextmanager
+    def _appearing(self, path: Path) -> Iterator[Path]:
+        """A path to write to, which no other process has; on the disk it gets its name, when the block ends well."""
+        work = self.folder / f"{path.name}.{secrets.token_hex(8)}.tmp"  # hosts and pids are alike in containers
+        try:
+            yield work
+            _sync(work)
+            os.replace(work, path)
+            _sync(path.parent)
+        finally:
+            with suppress(OSError):
+                work.unlink()
 
     def _forget_the_dead(self) -> None:
-        """Remove what killed processes of this machine left half-written."""
-        for work in self.folder.glob(f"*.{os.uname().nodename}.*.tmp"):
-            if not Path(f"/proc/{work.suffixes[-2][1:]}").exists():
-                work.unlink(missing_ok=True)
+        """Remove what killed processes left half-written; no machine can ask for the processes of another."""
+        for work in self.folder.glob("*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - work.stat().st_mtime > _DEAD_AFTER:
+                    work.unlink()
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

@@ -21,6 +21,10 @@ class CorpusError(XtrimoError):
     """A token corpus that is missing, half-written, or altered."""
 
 
+class DataError(XtrimoError, ValueError):
+    """Labelled data that cannot be read, or is wrong; the message names the file, the row and the value."""
+
+
 class CheckpointError(XtrimoError):
     """A model directory or training checkpoint that is missing, truncated, or altered."""
 

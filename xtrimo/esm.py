@@ -19,10 +19,9 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -172,7 +171,9 @@ def load(directory: Path, *, device: str | torch.device | None = None, dtype: to
     _check(config, directory)
     model, has_head = read_weights(EsmForMaskedLM, directory, config, head="lm_head.", dtype=dtype)
     words = _words(_vocabulary(directory), config, directory)
-    return ESM2(model, words, max_length=config.max_position_embeddings - UNUSED_PLACES, has_head=has_head).to(device)
+    max_length = config.max_position_embeddings - UNUSED_PLACES
+    places = max_length if config.position_embedding_type == "absolute" else None
+    return ESM2(model, words, max_length=max_length, has_head=has_head, learned_places=places).to(device)
 
 
 def _check(config: Any, directory: Path) -> None:
@@ -228,17 +229,33 @@ def load_fair(path: Path, *, device: str | torch.device | None = None, dtype: to
     """
     from transformers import EsmForMaskedLM
 
-    content = _unpickled(path)
-    config = _fair_config(content, path)
-    state = _renamed(content["model"], path)
+    config, state = read_fair(path)
     stored = state["esm.embeddings.word_embeddings.weight"].dtype
     model, has_head = read_weights(EsmForMaskedLM, path, config, head="lm_head.", state=state, dtype=dtype or stored)
     words = _words({word: i for i, word in enumerate(VOCABULARY)}, config, path)
     return ESM2(model, words, max_length=config.max_position_embeddings - UNUSED_PLACES, has_head=has_head).to(device)
 
 
+class FairFile(NamedTuple):
+    """What one of fair-esm's files holds, in transformers' terms."""
+
+    config: Any
+    weights: dict[str, Tensor]
+
+
+def read_fair(path: Path) -> FairFile:
+    """Read one of fair-esm's ESM-2 files; its weights are memory-mapped.
+
+    Raises:
+        CheckpointError: another model, a pickle that holds more than weights, or unknown weights (the first ten).
+    """
+    content = _unpickled(path)
+    return FairFile(_fair_config(content, path), _renamed(content["model"], path))
+
+
 def _fair_config(content: Mapping[str, Any], path: Path) -> Any:
     """transformers' config of one of fair-esm's files."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import EsmConfig
 
     if "cfg" not in content and "args" in content:

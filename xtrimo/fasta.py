@@ -55,11 +55,12 @@ def read_fasta(
 
     `unknown` says what to do with letters outside RESIDUES: "error" raises, "x" reads them as X, "skip" leaves out the
     record (and any empty one) and warns with their number at the end, None hands them on unchecked. `force` reads a
-    file that looks like nucleotides. With `chains` a sequence may be several, joined by CHAIN_BREAK: "MKV:GGS".
+    file that looks like nucleotides. With `chains` a sequence may be several, joined by CHAIN_BREAK: "MKV:GGS";
+    without, such a record is an error, or left out by "skip", and its break never an X.
 
     Raises:
         FastaError: not a readable FASTA file, or an empty record; names file and line.
-        SequenceError: nucleotides, or an unknown letter; names file, line, record, position and letter.
+        SequenceError: nucleotides, several chains, or an unknown letter; names file, line, record, position and letter.
     """
     skipped = 0
     for line, record in parse_fasta(path, force=force):
@@ -72,6 +73,8 @@ def read_fasta(
                 f"{path}, line {line}: record {record.name} has no sequence; remove it, or leave such records out"
                 " (--unknown skip)"
             )
+        if unknown and not chains:
+            refuse_chains(record.sequence, name=f"{path}, line {line}: {record.name}")
         if unknown == "error":
             for name, part in zip(chain_names(record.name, len(parts)), parts, strict=True):
                 encode_residues(part, name=f"{path}, line {line}: {name}")
@@ -86,6 +89,20 @@ def read_fasta(
 def chain_names(name: str, num_chains: int) -> list[str]:
     """What messages call the chains of a record: its name where there is one chain, else `name, chain 2` and so on."""
     return [name] if num_chains == 1 else [f"{name}, chain {number}" for number in range(1, num_chains + 1)]
+
+
+def refuse_chains(sequence: str, *, name: str) -> None:
+    """For readers of one chain.
+
+    Raises:
+        SequenceError: several chains, joined by CHAIN_BREAK; names `name`.
+    """
+    if CHAIN_BREAK in sequence:
+        raise SequenceError(
+            f"{name}: {sequence.count(CHAIN_BREAK) + 1} chains joined by '{CHAIN_BREAK}'; only `embed` reads several"
+            " chains of one record, `score` and all others one: give each chain a record of its own, or drop such"
+            " records (--unknown skip)"
+        )
 
 
 def parse_fasta(path: str | Path, *, raw: BinaryIO | None = None, force: bool = False) -> Iterator[tuple[int, Record]]:

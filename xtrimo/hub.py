@@ -5,6 +5,7 @@ weights are fetched, never code. What licence weights stand under is what their 
 organisation that published them.
 """
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -57,18 +58,43 @@ def download(name: str) -> Path:
         reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
         raise CheckpointError(_what_to_do(name, reason)) from error
     if directory is None:
-        raise CheckpointError(_what_to_do(name, "it has no weights in safetensors or torch files"))
+        raise CheckpointError(_what_to_do(name, _why_incomplete(repository, revision)))
     warn_once(logger, "%s: licence of the weights: %s", name, licence(directory) or "not stated, ask its authors")
     return directory
 
 
 def _fetch(repository: str, revision: str | None, weights: tuple[str, ...]) -> Path | None:
-    """The directory with these weights files; None where the repository has none of them."""
+    """The directory with these weights files; None where the repository, or the copy in the cache, lacks them."""
     from huggingface_hub import snapshot_download
 
     patterns = [*DESCRIPTION, *weights]
     directory = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    return directory if any(file for pattern in weights for file in directory.glob(pattern)) else None
+    files = {file.name for pattern in weights for file in directory.glob(pattern)}
+    needed = {"config.json"}.union(*(_indexed(directory / file) for file in files if file.endswith(".index.json")))
+    has_weights = any(not file.endswith(".index.json") for file in files)
+    return directory if has_weights and needed <= {file.name for file in directory.iterdir()} else None
+
+
+def _indexed(index: Path) -> set[str]:
+    """The files that an index of weights names; none where it cannot be read, which loading says."""
+    try:
+        return set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _why_incomplete(repository: str, revision: str | None) -> str:
+    """Why a directory that was handed out lacks files: the repository does too, or the cache does and it is cut off."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().list_repo_files(repository, revision=revision)
+    except Exception as error:  # as in `download`; offline it is huggingface_hub's own
+        return (
+            "its copy in the cache is incomplete, perhaps of a download that was interrupted, and the Hub was not"
+            f" asked for the rest ({type(error).__name__}); load it once without HF_HUB_OFFLINE, with a network"
+        )
+    return "it has no config.json, or no weights in safetensors or torch files"
 
 
 def _what_to_do(name: str, reason: str) -> str:

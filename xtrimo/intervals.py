@@ -4,10 +4,11 @@ What is drawn again, with replacement, are whole groups (a protein, or a cluster
 residues of a protein are no independent evidence. A mean over residues is then a ratio of two drawn sums.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 
 DRAWS = 2000
 
@@ -32,16 +33,24 @@ class Estimate:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
+def drawn_counts(num_groups: int, seed: int = 0) -> Iterator[Int64[np.ndarray, "group"]]:
+    """How often each group is in one draw of as many groups, with replacement; DRAWS draws, one at a time.
+
+    They depend on the number of groups and the seed alone, so two models on the same proteins meet the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(DRAWS):
+        yield np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups)
+
+
 def bootstrap(sums: Sums, seed: int = 0) -> Float64[np.ndarray, "draw column"]:
     """Sums over as many groups as there are, drawn with replacement, DRAWS times; memory for one draw at a time.
 
     Columns are drawn together, so that what they say of the same groups can be compared draw by draw.
     """
-    num_groups = len(sums)
-    rng = np.random.default_rng(seed)
     draws = np.empty((DRAWS, sums.shape[1]))
-    for draw in draws:
-        draw[:] = np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups) @ sums
+    for draw, counts in zip(draws, drawn_counts(len(sums), seed), strict=True):
+        draw[:] = counts @ sums
     return draws
 
 

@@ -36,10 +36,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from xtrimo.backbone import Backbone
+from xtrimo.backbone import Backbone, Limited, refuse_beyond_places
 from xtrimo.config import Direction
 from xtrimo.errors import ConfigError
-from xtrimo.fasta import Record
+from xtrimo.fasta import Record, refuse_chains
 from xtrimo.log import warn_once
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, Example, Fragment, ObjectiveConfig, make_example
@@ -57,7 +57,7 @@ class Question(NamedTuple):
     """Something the model is made to read for one protein."""
 
     example: Example
-    """Its labels are the words whose nats are wanted, at `places`."""
+    """Its labels are the words whose nats are wanted, at `places`; IGNORE where the model has no word to ask for."""
     places: Int[np.ndarray, "answer"]
     """Where the answers stand: residues from N to C, then the closing `<eos>` of a likelihood."""
     num_asked: int
@@ -77,8 +77,18 @@ class Asking:
         """The directions in a word."""
         return "both" if len(self.directions) == 2 else self.directions[0] if self.directions else None
 
+    def check(self, model: Backbone, protein: Record) -> None:
+        """Refuse what cannot be read as one protein.
+
+        Raises:
+            SequenceError: several chains, or more residues than the model has learned places for.
+        """
+        refuse_chains(protein.sequence, name=protein.name)
+        refuse_beyond_places(model, len(protein.sequence.removesuffix("*")), name=protein.name)
+
     def questions(self, model: Backbone, protein: Record) -> Iterator[Question]:
         """What is to be read for one protein: one example a direction, one a residue (pseudo), or one (one-pass)."""
+        self.check(model, protein)
         if self.method == "likelihood":
             assert isinstance(model, GLM)
             residues = encode_residues(protein.sequence, name=protein.name)
@@ -90,15 +100,17 @@ class Asking:
         plain = model.tokenize(protein.sequence, name=protein.name)
         before, after = model.words_around
         places = np.arange(before, len(plain.tokens) - after)
+        labels = np.full_like(plain.tokens, IGNORE)
+        labels[places] = plain.tokens[places]
+        if isinstance(model, Limited):  # how likely the unknown word is, says nothing of the residue
+            labels[labels == model.unknown] = IGNORE
         if self.method == "one-pass":
-            labels = np.full_like(plain.tokens, IGNORE)
-            labels[places] = plain.tokens[places]
             yield Question(replace(plain, labels=labels), places, 1)
             return
         for i, place in enumerate(places):
             tokens = plain.tokens.copy()
             tokens[place] = model.mask
-            yield Question(replace(plain, tokens=tokens, labels=plain.tokens), places[i : i + 1], len(places))
+            yield Question(replace(plain, tokens=tokens, labels=labels), places[i : i + 1], len(places))
 
     def nats(
         self, model: Backbone, logits: Float[Tensor, "token vocab"], labels: Int[Tensor, "token"]

@@ -10,6 +10,7 @@ knows where one ends (see attention.py); there is no batch axis and no padding.
 """
 
 import hashlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +156,11 @@ class GLM(nn.Module):
     def mask(self) -> int | None:
         """The word that MLM training replaced residues by; None without MLM."""
         return MASK if "mlm" in self.config.objectives else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The configuration, but for where the weights come from."""
+        return {name: value for name, value in self.config.to_dict().items() if name not in ("licence", "source")}
 
     def tokenize(self, sequence: str, *, name: str = "sequence") -> Example:
         """`R1..Rn<eos>`, or `<gmask><sop><eos>R1..Rn<eos>` for a model that only writes from left to right.

@@ -10,8 +10,9 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, tee
-from math import exp
+from math import exp, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from xtrimo.errors import ConfigError, MemoryShortError
 from xtrimo.fasta import Record
 from xtrimo.intervals import Estimate, bootstrap_ratio
 from xtrimo.likelihood import Asking, Method, Question, Reading, choose
-from xtrimo.objectives import Example
+from xtrimo.objectives import IGNORE, Example
 
 if TYPE_CHECKING:
     from _csv import Writer
@@ -43,7 +44,8 @@ class Score:
     name: str
     """The record's name; `sequence_1`, ... for a bare string."""
     residue_nll: Float32[np.ndarray, "length"]
-    """Negative log-likelihood of each residue, nats, from N to C whatever the direction."""
+    """Negative log-likelihood of each residue, nats, from N to C whatever the direction. NaN where the model has no
+    word for the residue: it counts in no other figure, and a figure of no residue is NaN."""
     total_nll: float
     """Of the whole protein, nats: all residues, and the closing `<eos>` of a likelihood; a pseudo-likelihood has no
     `<eos>`. For comparing proteins of different lengths."""
@@ -55,7 +57,8 @@ class Score:
     @property
     def nll(self) -> float:
         """Nats per residue."""
-        return float(self.residue_nll.mean(dtype=np.float64))
+        known = _known(self.residue_nll)
+        return float(known.mean(dtype=np.float64)) if len(known) else nan
 
     @property
     def ppl(self) -> float:
@@ -70,7 +73,9 @@ class Summary:
     method: Method
     direction: Reading | None
     num_proteins: int
+    """Those with a residue that the model has a word for."""
     num_residues: int
+    """Those that it has a word for."""
     nll: Estimate
     """Nats per residue, with a 95 % bootstrap interval over proteins; no interval of a single protein means anything,
     its ends are the figure itself."""
@@ -109,7 +114,8 @@ def score(
 
     Raises:
         ConfigError: a method or direction that the model was not trained for.
-        SequenceError: empty sequence or unknown letter.
+        SequenceError: empty sequence, several chains, unknown letter, or more residues than a model of learned places
+            has these.
         MemoryShortError: a protein that does not fit into memory alone.
     """
     return list(iter_scores(model, sequences, method=method, direction=direction))
@@ -131,6 +137,7 @@ def _scores(model: Backbone, sequences: Sequences, asking: Asking) -> Iterator[S
         (protein.name, question) for protein in named(sequences) for question in asking.questions(model, protein)
     )
     answers = _answers(questions, run(model, (question.example for _, question in to_run), nats))
+    num_unknown = 0
     for name, num_asked, first in answers:
         parts = [first, *(values for _, _, values in islice(answers, num_asked - 1))]
         if asking.method == "likelihood":  # a part a direction, each of all the residues and the <eos>
@@ -138,20 +145,30 @@ def _scores(model: Backbone, sequences: Sequences, asking: Asking) -> Iterator[S
             residues = own[:-1]
         else:
             residues = own = np.concatenate(parts)
+        known = _known(own)
+        num_unknown += len(own) - len(known)
         yield Score(
-            name=name, residue_nll=residues, total_nll=float(own.sum(dtype=np.float64)), method=asking.method,
-            direction=asking.reading,
+            name=name, residue_nll=residues, total_nll=float(known.sum(dtype=np.float64)) if len(known) else nan,
+            method=asking.method, direction=asking.reading,
         )  # fmt: skip
+    if num_unknown:
+        logger.warning("left out %d residues that the model has no word for, such as X", num_unknown)
+
+
+def _known(nats: Float32[np.ndarray, "_"]) -> Float32[np.ndarray, "_"]:
+    return nats[~np.isnan(nats)]
 
 
 def _answers(
     questions: Iterator[tuple[str, Question]], results: Iterator[tuple[Example, Float32[np.ndarray, "_"]]]
 ) -> Iterator[tuple[str, int, Float32[np.ndarray, "answer"]]]:
-    """What was asked, taken out of what was read, with the protein's name and the number of its questions."""
+    """What was asked, taken out of what was read, with the protein's name and the number of its questions; NaN where
+    the model has no word to ask for."""
     try:
         # the results first: where they break off, the next question is the one that could not be read
         for (_, values), (name, question) in zip(results, questions, strict=True):
-            yield name, question.num_asked, values[question.places]
+            is_known = question.example.labels[question.places] != IGNORE
+            yield name, question.num_asked, np.where(is_known, values[question.places], np.float32(nan))
     except MemoryShortError as error:
         name, _ = next(questions)
         raise MemoryShortError(f"{name}: {error}") from error
@@ -161,14 +178,18 @@ def summarize(scores: Iterable[Score]) -> Summary:
     """One figure for all proteins, scored in one way: the perplexity exp(sum of nats / sum of residues).
 
     Raises:
-        ConfigError: without a score.
+        ConfigError: without a score, or of no residue that the model has a word for.
     """
     nats, lengths, last = array("d"), array("d"), None
     for last in scores:
-        nats.append(float(last.residue_nll.sum(dtype=np.float64)))
-        lengths.append(len(last.residue_nll))
+        known = _known(last.residue_nll)
+        if len(known):
+            nats.append(float(known.sum(dtype=np.float64)))
+            lengths.append(len(known))
     if last is None:
         raise ConfigError("got no scores; a summary needs at least one protein")
+    if not lengths:
+        raise ConfigError("the model has no word for any residue of these proteins; take one that knows X, B, U, Z, O")
     return Summary(
         method=last.method, direction=last.direction, num_proteins=len(nats), num_residues=round(sum(lengths)),
         nll=bootstrap_ratio(np.array(nats), np.array(lengths)),
@@ -181,7 +202,7 @@ class ScoreOptions(FastaOptions):
     (with the closing <eos> of a likelihood). The perplexity of all together is logged at the end."""
 
     fasta: Positional[Path]
-    """Proteins, plain or gzipped."""
+    """Proteins, one chain a record, plain or gzipped."""
     method: Method | None = None
     """likelihood: read word after word, for a model that generates. pseudo: each residue masked in turn, which takes a
     pass for each. one-pass: an approximation of pseudo. By default likelihood where the model has one, else pseudo."""
@@ -190,7 +211,8 @@ class ScoreOptions(FastaOptions):
     out: Path | None = None
     """CSV file; replaced, once the new one is complete. By default the rows go to stdout."""
     residues: Path | None = None
-    """CSV file with a row for each residue: name, position (from 1), residue, nll."""
+    """CSV file with a row for each residue: name, position (from 1), residue, nll (nan where the model has no word for
+    the residue, which is left out of all other figures)."""
     summary: Path | None = None
     """JSON file: numbers of proteins and residues, nll and ppl over all of them, their 95 % bootstrap intervals over
     proteins."""
@@ -209,9 +231,10 @@ def main(args: Sequence[str] | None = None) -> None:
     import tyro
 
     options = tyro.cli(ScoreOptions, prog="xtrimo score", args=args)
+    options.check_paths(options.fasta, options.out, options.residues, options.summary)
     model = options.load()
     asking = choose(model, options.method, options.direction)  # refused before hours of work, not after
-    num_records, records = options.read(options.fasta)
+    num_records, records = options.read(options.fasta, partial(asking.check, model))
     model = options.prepare(model, options.fasta)
     records, to_score = tee(records)
     with ExitStack() as stack:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from xtrimo.config import GLMConfig
 from xtrimo.tokens import AMINO_ACIDS
@@ -27,6 +29,18 @@ def toy_sequences(num: int, *, seed: int = 0, min_length: int = 5, max_length: i
     rng = np.random.default_rng(seed)
     letters = np.array(list(AMINO_ACIDS))
     return ["".join(rng.choice(letters, size=rng.integers(min_length, max_length + 1))) for _ in range(num)]
+
+
+class Largest(TorchDispatchMode):
+    """Within it, records the most elements of any tensor that an operation returns, forward or backward."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return out
 
 
 GRACE = 1.0  # seconds that ranks get to end by themselves once another has failed, as launchers give them

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from xtrimo.objectives import IGNORE, Example
 from xtrimo.tokens import AMINO_ACIDS, RESIDUES, encode_residues
 
 try:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.models import esmc  # noqa: F401 (which older releases lack)
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
@@ -40,6 +40,8 @@ ATTENTION = "xtrimo"
 """The name of `_attention` among transformers' attention functions."""
 # Heads that answer another question; who loads a backbone asks for none of them.
 OTHER_HEADS = ("contact_head", "pooler", "classifier", "qa_outputs")
+# Of a config.json: who wrote it, and what the weights say themselves.
+_SAYS_NOTHING = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -54,6 +56,8 @@ class Words:
     """Token id of the word that closes it."""
     mask: int
     """Token id of the mask."""
+    unknown: int
+    """Token id of the unknown word."""
 
     @classmethod
     def of(cls, ids: Mapping[str, int], *, first: str, last: str, mask: str, unknown: str) -> "Words":
@@ -68,7 +72,10 @@ class Words:
         of_residues = [ids[unknown], *(ids.get(letter, ids[unknown]) for letter in RESIDUES)]  # ours count from 1
         if max(of_residues) > 255:
             raise CheckpointError(f"a residue has token id {max(of_residues)}; a protein vocabulary ends before 256")
-        return cls(residues=np.array(of_residues, dtype=np.uint8), first=ids[first], last=ids[last], mask=ids[mask])
+        return cls(
+            residues=np.array(of_residues, dtype=np.uint8), first=ids[first], last=ids[last], mask=ids[mask],
+            unknown=ids[unknown],
+        )  # fmt: skip
 
     def write(self, sequence: str, name: str) -> Example:
         """The protein with positions 0, 1, ... from its opening word, all seen by all.
@@ -103,11 +110,15 @@ class TransformersModel(nn.Module):
         words: how it writes a protein.
         max_length: tokens of the longest row it was trained on.
         has_head: whether its files hold the language model head, without which there are no `logits`.
+        learned_places: tokens of the longest protein it can read; None where positions are computed.
     """
 
-    def __init__(self, model: Any, words: Words, *, max_length: int, has_head: bool = True) -> None:
+    def __init__(
+        self, model: Any, words: Words, *, max_length: int, has_head: bool = True, learned_places: int | None = None
+    ) -> None:
         super().__init__()
         self.model, self.words, self.max_length, self.has_head = model, words, max_length, has_head
+        self.learned_places = learned_places
         self.eval()
 
     def embed(self, tokens: Int[Tensor, "token"], positions: Int[Tensor, "token"]) -> Hidden:
@@ -169,6 +180,19 @@ class TransformersModel(nn.Module):
     def mask(self) -> int:
         """Token id of the mask."""
         return self.words.mask
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its configuration says that is not the default, and its words."""
+        config, words = self.model.config.to_diff_dict(), self.words
+        own = {name: value for name, value in config.items() if name not in _SAYS_NOTHING and name[0] != "_"}
+        ids = {name: getattr(words, name) for name in ("first", "last", "mask")}
+        return {**own, "max_length": self.max_length, "residues": words.residues.tolist(), **ids}
+
+    @property
+    def unknown(self) -> int:
+        """Token id of the word for residues it has no word for."""
+        return self.words.unknown
 
     def tokenize(self, sequence: str, *, name: str = "sequence") -> Example:
         """The protein between its opening and its closing word.

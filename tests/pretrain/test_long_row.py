@@ -4,9 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pretrain.config import BatchConfig, ParallelConfig, PretrainConfig
 from pretrain.parallel import process_groups
@@ -14,26 +11,13 @@ from pretrain.trainer import Trainer
 from xtrimo.config import PRESETS
 from xtrimo.objectives import OBJECTIVES, Fragment, ObjectiveConfig, make_example
 from xtrimo.packing import Row, pack
-from xtrimo.testing import run_distributed, toy_config, toy_sequences
+from xtrimo.testing import Largest, run_distributed, toy_config, toy_sequences
 from xtrimo.tokens import encode_residues
 
 NUM_TOKENS = 16_384
 TOY = toy_config(num_layers=2)
 NUMBERS_A_TOKEN = max(TOY.vocab_size, 2 * TOY.ffn_size, 3 * TOY.hidden_size)
 """The widest thing the model computes of a token: logits, value and gate of the feed-forward layer, or q, k and v."""
-
-
-class Largest(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns, forward or backward."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self.elements = max(self.elements, leaf.numel())
-        return out
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM
 
 from xtrimo import antiberty
 from xtrimo.attention import within
-from xtrimo.backbone import Backbone
+from xtrimo.backbone import Backbone, Limited, attentions
 from xtrimo.errors import CheckpointError, MissingExtraError, SequenceError
 from xtrimo.objectives import Example
 from xtrimo.packing import pack
@@ -81,6 +81,9 @@ def test_shapes_and_words(model: antiberty.AntiBERTy) -> None:
 
 def test_a_chain_beyond_the_learned_places_is_refused(model: antiberty.AntiBERTy) -> None:
     assert read(model, [model.tokenize("A" * 510)], -1)[0].shape == (512, 512)
+    assert isinstance(model, Limited) and (model.learned_places, model.unknown) == (512, 1)
+    with pytest.raises(SequenceError, match=r"^long: 511 residues, and 2 words"):
+        attentions(model, "A" * 511, name="long")
     with pytest.raises(SequenceError, match=r"513 tokens.*512 places"):
         read(model, [model.tokenize("A" * 511)], -1)
 

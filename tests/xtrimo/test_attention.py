@@ -7,13 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from xtrimo.attention import attend, blocks
 from xtrimo.config import GLMConfig
 from xtrimo.errors import XtrimoError
 from xtrimo.model import GLM
+from xtrimo.testing import Largest
 
 KINDS = {
     "causal": [(6, 0)],
@@ -242,21 +241,6 @@ def test_blocks_cover_what_is_seen_exactly_once(row, data):
             times[block.start : block.end, start:end] += area.tril() if causal else area
     assert torch.equal(times[first:last], seen(segments).long()[first:last])
     assert not times[:first].any() and not times[last:].any()
-
-
-class Largest(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns, forward or backward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.elements = max(self.elements, leaf.numel())
-        return out
 
 
 LONG = 8192

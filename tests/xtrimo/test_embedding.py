@@ -1,5 +1,6 @@
 """embed against one protein at a time, built by hand; windows, chains, the word for the whole protein."""
 
+from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from xtrimo.errors import ConfigError, SequenceError
 from xtrimo.fasta import Record, read_fasta
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, Example
+from xtrimo.prepacking import PackedBlock, prepack
 from xtrimo.reading import whole
 from xtrimo.tokens import encode_residues
 
@@ -224,10 +226,12 @@ def test_a_thousand_proteins_are_the_same_in_rows_of_any_size() -> None:
     model = GLM(GLMConfig(num_layers=1, hidden_size=32, num_heads=2, ffn_size=32)).eval()
     proteins = [record.sequence for record in islice(read_fasta(EXAMPLES), 1000)]
     alone = [e.hidden for protein in proteins for e in xtrimo.embed(model, [protein], long="windows")]
-    for row_tokens in (256, 8192):
-        packed = xtrimo.embed(model, proteins, long="windows", row_tokens=row_tokens)
-        worst = max(float(np.abs(e.hidden - one).max()) for e, one in zip(packed, alone, strict=True))
-        assert worst <= 1e-5, row_tokens
+    in_blocks = prepack(deepcopy(model))  # as the verbs have it
+    assert isinstance(in_blocks.blocks[0], PackedBlock)
+    for packed, row_tokens in ((model, 256), (model, 8192), (in_blocks, 2048)):
+        embeddings = xtrimo.embed(packed, proteins, long="windows", row_tokens=row_tokens)
+        worst = max(float(np.abs(e.hidden - one).max()) for e, one in zip(embeddings, alone, strict=True))
+        assert worst <= 1e-5, (packed is in_blocks, row_tokens)
 
 
 def test_bad_arguments(model: GLM) -> None:

@@ -1,8 +1,11 @@
 """The file that `xtrimo embed` writes: its layout, its errors, its memory."""
 
 import logging
+import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 import xtrimo
-from xtrimo import command, embedding_file
+from xtrimo import command, embedding_file, scoring
 from xtrimo.checkpoint import save
 from xtrimo.embedding_file import EmbedOptions, fingerprint
 from xtrimo.embedding_parts import read_embeddings
@@ -46,6 +49,7 @@ def test_verb_writes_every_record_in_order(work: Path, model: GLM) -> None:
         assert file.attrs["layers"].tolist() == [0, -1] and file.attrs["pooling"] == "none"
         assert file.attrs["model"] == str(work / "model") and file.attrs["model_hash"] == fingerprint(model)
         assert (file.attrs["dtype"], file.attrs["xtrimo_version"]) == ("float32", xtrimo.__version__)
+        assert file.attrs["precision"] == "fp32"
         for dataset, e in zip(file.values(), expected, strict=True):
             np.testing.assert_allclose(dataset, e.hidden, atol=1e-5)
             assert dataset.attrs["length"] == e.length and "chains" not in dataset.attrs
@@ -86,7 +90,9 @@ def test_f16_refuses_what_it_cannot_hold(work: Path, monkeypatch: pytest.MonkeyP
     assert all((states == 65_504).all() for _, states in read_embeddings(work / "out.h5"))
     torch.nn.init.constant_(weights.final_norm.bias, -70_000.0)
     save(weights, work / "model")
-    with pytest.raises(XtrimoError, match="a/1: a state of 70,000 is beyond the 65,504 of f16; write --dtype f32"):
+    with pytest.raises(
+        XtrimoError, match="a/1: a state of 70,000 is beyond the 65,504 of f16; .* f32, after removing .*parts"
+    ):
         run(work, "--dtype", "f16")
     run(work, "--dtype", "f32")  # the failed run has left no part, so its settings bind nobody
     torch.nn.init.constant_(weights.final_norm.bias, float("nan"))
@@ -127,7 +133,7 @@ def test_verb_leaves_nothing_half_written(work: Path, monkeypatch: pytest.Monkey
     with pytest.raises(XtrimoError, match="No such file or directory"):
         embedding_file.main([fasta, str(work / "no" / "out.h5"), "--model", model])
     with pytest.raises(XtrimoError, match="it is a directory"):
-        embedding_file.main([fasta, model, "--model", model])
+        embedding_file.main([fasta, str(work), "--model", model])
     with pytest.raises(ConfigError, match="layers"):
         run(work, "--layers", "9")
     for text, error in (("", FastaError), (">a\nACGTACGT\n", SequenceError)):
@@ -164,9 +170,9 @@ def test_only_embed_lets_chains_through(tmp_path: Path) -> None:
     with pytest.raises(SequenceError, match="line 4: b, chain 2: position 1 is 'J'"):
         next(records)
     assert [record.sequence for record in chains(unknown="x")] == ["MKV:GGS", "MK:X", "MK::V", "MKV"]
-    assert next(read_fasta(path, unknown="x")).sequence == "MKVXGGS"
-    with pytest.raises(SequenceError, match="a: position 4 is ':'"):
-        next(read_fasta(path, unknown="error"))
+    for unknown in ("x", "error"):  # a break is no letter that could be read as another
+        with pytest.raises(SequenceError, match="line 1: a: 2 chains"):
+            next(read_fasta(path, unknown=unknown))
 
 
 def test_says_how_fast_it_was(work: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +182,75 @@ def test_says_how_fast_it_was(work: Path, caplog: pytest.LogCaptureFixture, monk
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("embedding: 15 of 15 residues, ") and line.endswith(" residues/s") for line in said)
     assert said[-1].startswith("4 proteins, 15 residues in ")
+
+
+def test_an_input_or_a_foreign_file_is_no_output(work: Path) -> None:
+    """Refused before the model is loaded, which here would fail."""
+    model, fasta, link = work / "esm.pt", work / "in.fasta", work / "link.fasta"
+    model.write_bytes(b"weights")
+    link.symlink_to(fasta)
+    before = {path: path.read_bytes() for path in (model, fasta)}
+    for verb, named in ((embedding_file.main, lambda out: [out]), (scoring.main, lambda out: ["--out", out])):
+        for out in (fasta, link, model):
+            with pytest.raises(ConfigError, match=f"{out.name} is read by this run, and would be replaced"):
+                verb([str(fasta), *named(str(out)), "--model", str(model)])
+    for flag in ("--residues", "--summary"):
+        with pytest.raises(ConfigError, match="in.fasta is read by this run"):
+            scoring.main([str(fasta), flag, str(fasta), "--model", str(model)])
+    (work / "out.h5").write_text("a thesis")
+    with pytest.raises(ConfigError, match="out.h5 is there and is no HDF5 file"):
+        embedding_file.main([str(fasta), str(work / "out.h5"), "--model", str(model)])
+    assert (work / "out.h5").read_text() == "a thesis"
+    assert {path: path.read_bytes() for path in before} == before
+    (work / "out.h5").write_bytes(b"")  # what mktemp makes
+    run(work)
+    os.mkfifo(work / "device")
+    with pytest.raises(XtrimoError, match="it is no regular file"), command.replacing(work / "device"):
+        pass
+
+
+def test_an_input_that_cannot_be_read_again_is_refused(work: Path) -> None:
+    pipe = work / "pipe"
+    os.mkfifo(pipe)
+    for verb, out in ((embedding_file.main, [str(work / "out.h5")]), (scoring.main, [])):
+        with pytest.raises(FastaError, match="pipe is a pipe or a device, and the proteins are read more than once"):
+            verb([str(pipe), *out, "--model", str(work / "none")])
+
+
+def test_a_name_that_hdf5_cannot_hold_is_met_at_once(work: Path) -> None:
+    before = sorted(work.iterdir())
+    (work / "in.fasta").write_text(">good\nMKV\n>b\0d\nMKV\n")
+    with pytest.raises(FastaError, match=r"the name 'b\\x00d' holds a zero byte"):
+        run(work)
+    assert sorted(work.iterdir()) == before
+
+
+def test_a_refused_run_leaves_nothing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("this model does not bear int8")
+
+    before = sorted(work.iterdir())
+    monkeypatch.setattr(EmbedOptions, "prepare", refuse)
+    with pytest.raises(ConfigError, match="does not bear"):
+        run(work, "--precision", "int8")
+    assert sorted(work.iterdir()) == before
+
+
+def test_help_lists_the_attributes_that_are_written(work: Path) -> None:
+    (work / "in.fasta").write_text(">one\nMKV:GGS\n")
+    run(work)
+    own, _, of_file = " ".join(str(EmbedOptions.__doc__).split()).partition("the file's are")
+    with h5py.File(work / "out.h5") as file:
+        assert set(re.findall(r"[a-z_]+", of_file.partition(".")[0])) == {*file.attrs, "and"}
+        assert all(name in own for name in file["one"].attrs)
+
+
+def test_fingerprint_is_of_all_that_states_follow_from(model: GLM) -> None:
+    """Facts that no weight tells: of one set of weights, read by another objective or to another length."""
+    changes = (dict(objectives=("gmask",)), dict(max_length=32), dict(layer_norm_eps=1e-6), dict(rotary_base=500.0))
+    prints = {fingerprint(GLM(replace(model.config, **change))) for change in changes}
+    assert len(prints | {fingerprint(model)}) == len(changes) + 1
+    assert fingerprint(GLM(replace(model.config, source="elsewhere", licence="MIT"))) == fingerprint(model)
 
 
 def test_fingerprint_is_of_names_dtypes_and_bytes(model: GLM) -> None:
@@ -189,13 +264,19 @@ def test_fingerprint_is_of_names_dtypes_and_bytes(model: GLM) -> None:
 
 
 def test_memory_does_not_grow_with_the_input(work: Path) -> None:
+    """Neither of many parts, nor when they are put together: the larger file is 16 times the limit."""
+
     def peak(num: int) -> float:
-        write_fasta(work / "many.fasta", (Record(f"p{i}", "MKVLAW" * 3) for i in range(num)))
-        code = "import sys, resource; from xtrimo.embedding_file import main; main(sys.argv[1:])"
+        write_fasta(work / "many.fasta", (Record(f"p{i}", "MKVLAW" * 10) for i in range(num)))
+        code = "import sys, resource; from xtrimo import embedding_file, embedding_parts"
+        code += "; embedding_parts.PART_RESIDUES = 10_000; embedding_file.main(sys.argv[1:])"
         code += "; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-        args = [str(work / "many.fasta"), str(work / f"{num}.h5"), "--model", str(work / "model"), "--pooling", "mean"]
+        args = [str(work / "many.fasta"), str(work / f"{num}.h5"), "--model", str(work / "model")]
+        args += ["--layers", "0", "0", "1", "1", "2", "2"]
         done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
         return float(done.stdout)
 
-    small, large = peak(1_000), peak(4_000)
-    assert large - small < 12, (small, large)  # MB
+    small, large = peak(500), peak(2_500)
+    limit = 12  # MB
+    assert (work / "2500.h5").stat().st_size > 16 * limit * 2**20
+    assert large - small < limit, (small, large)

@@ -14,8 +14,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import EsmcConfig, EsmcForMaskedLM, EsmConfig, EsmForMaskedLM
 from transformers.models.esm.configuration_esm import get_default_vocab_list
 from transformers.models.esm.tokenization_esm import EsmTokenizer
@@ -23,12 +21,14 @@ from transformers.models.esmc.tokenization_esmc import EsmcTokenizer
 
 from xtrimo import esm
 from xtrimo.attention import within
-from xtrimo.backbone import Backbone
+from xtrimo.backbone import Backbone, Limited
 from xtrimo.embedding import embed
+from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import CheckpointError, MissingExtraError, SequenceError
+from xtrimo.model import GLM
 from xtrimo.objectives import Example
 from xtrimo.packing import Row, pack
-from xtrimo.testing import toy_sequences
+from xtrimo.testing import Largest, toy_config, toy_sequences
 from xtrimo.tokens import RESIDUES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +112,26 @@ def test_a_packed_row_is_its_proteins_read_by_transformers(theirs_at: tuple[Any,
     assert all(float(state.std(0).min()) > 1e-3 for state in states)
 
 
+def test_the_fingerprint_is_of_config_and_words_but_not_of_the_place(
+    esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_esm2 = fingerprint(esm.load(esm2))
+    shutil.copytree(esm2, tmp_path / "copy")
+    content = json.loads((esm2 / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(content | {"architectures": None, "dtype": None}))
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.configuration_utils, "__version__", "6.0")
+        assert fingerprint(esm.load(tmp_path / "copy")) == of_esm2
+    for change in ({"layer_norm_eps": 1e-6}, {"token_dropout": False}, {"max_position_embeddings": 514}):
+        (esm2 / "config.json").write_text(json.dumps(content | change))
+        assert fingerprint(esm.load(esm2)) != of_esm2, change
+    (esm2 / "config.json").write_text(json.dumps(content))
+    words = list(esm.VOCABULARY)
+    words[4], words[5] = words[5], words[4]
+    (esm2 / "vocab.txt").write_text("\n".join(words))
+    assert fingerprint(esm.load(esm2)) != of_esm2
+
+
 def test_embeddings_are_transformers_own(theirs_at: tuple[Any, Path]) -> None:
     theirs, directory = theirs_at
     model = esm.load(directory)
@@ -127,19 +147,10 @@ def test_no_token_by_token_tensor_exists(theirs_at: tuple[Any, Path]) -> None:
     _, directory = theirs_at
     model = esm.load(directory)
     row = pack([model.tokenize(sequence) for sequence in toy_sequences(40, seed=2)])
-    biggest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal biggest
-            out = func(*args, **(kwargs or {}))
-            biggest = max(biggest, *(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor)), 0)
-            return out
-
-    with Watch():
+    with Largest() as largest:
         read(model, row)
     num_tokens = len(row.tokens)
-    assert num_tokens > 1000 and 0 < biggest <= num_tokens * SMALL["intermediate_size"] < num_tokens**2
+    assert num_tokens > 1000 and 0 < largest.elements <= num_tokens * SMALL["intermediate_size"] < num_tokens**2
 
 
 def test_shapes_and_words(theirs_at: tuple[Any, Path]) -> None:
@@ -184,6 +195,14 @@ def test_a_vocabulary_and_a_config_of_two_models_are_refused(esm2: Path) -> None
 def test_a_bad_letter_names_the_protein(esm2: Path) -> None:
     with pytest.raises(SequenceError, match="P1: position 2 is '1'"):
         esm.load(esm2).tokenize("M1", name="P1")
+
+
+def test_what_it_says_of_its_limits(theirs_at: tuple[Any, Path]) -> None:
+    model = esm.load(theirs_at[1])
+    assert isinstance(model, Limited) and not isinstance(GLM(toy_config()), Limited)
+    is_learned = getattr(theirs_at[0].config, "position_embedding_type", "rotary") == "absolute"
+    assert model.learned_places == (1024 if is_learned else None)
+    assert model.unknown not in model.tokenize(RESIDUES).tokens  # it has a word for each
 
 
 def test_esm1b_ends_where_its_learned_places_do(tmp_path: Path) -> None:
@@ -328,8 +347,17 @@ def test_loading_is_silent(esm2: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_transformers_the_extra_is_named() -> None:
-    code = "import sys; sys.modules['transformers'] = None; import xtrimo.esm"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; sys.modules['transformers'] = None",
+        "import sys; sys.modules['huggingface_hub'] = None",
+        "from transformers import modeling_utils; from huggingface_hub import errors; del errors.StrictDataclassError",
+    ],
+    ids=["no transformers", "no huggingface_hub", "an older huggingface_hub"],
+)
+def test_without_what_it_needs_the_extra_is_named(code: str) -> None:
+    code += "; import xtrimo.esm"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert MissingExtraError.__name__ in done.stderr and "pip install 'xtrimo[esm]'" in done.stderr
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import EsmConfig, EsmForMaskedLM
 
-from xtrimo import esm
+from xtrimo import esm, info
 from xtrimo.attention import within
 from xtrimo.embedding import embed
 from xtrimo.errors import CheckpointError
@@ -138,6 +138,17 @@ def test_a_file_and_a_directory_of_one_model_agree(tmp_path: Path) -> None:
     assert not model.training
     for got, other in zip(embed(model, ["MKV", "LLA"]), expected, strict=True):
         assert (got.hidden == other.hidden).all()
+
+
+def test_info(tmp_path: Path) -> None:
+    facts = dict(info.facts(str(written(tmp_path / "esm2.pt"))))
+    assert (facts["kind"], facts["of"], facts["licence"]) == ("model file", "ESM-2", "MIT")
+    assert (facts["num_hidden_layers"], facts["hidden_size"], facts["num_attention_heads"]) == ("3", "48", "4")
+    assert facts["dtype"] == "float32" and facts["source"] == "fair-esm"
+    assert facts["bytes"].startswith(f"{(tmp_path / 'esm2.pt').stat().st_size:,} ")
+    (tmp_path / "esm2.pt").write_bytes(b">a\nMKV\n")
+    with pytest.raises(CheckpointError, match=r"esm2\.pt cannot be read"):
+        dict(info.facts(str(tmp_path / "esm2.pt")))
 
 
 def test_half_precision_stays_unless_cast(tmp_path: Path) -> None:

@@ -79,6 +79,18 @@ def test_unknown_letters(write, caplog, letter: str) -> None:
     assert "left out 1 records" in caplog.text
 
 
+def test_a_chain_break_is_no_unknown_letter(write, caplog) -> None:
+    path = write(b">a\nMKV\n>b\nMK:GJ\n")
+    for unknown in ("error", "x"):
+        with pytest.raises(SequenceError, match=r"in.fasta, line 3: b: 2 chains joined by ':'.*a record of its own"):
+            sequences(path, unknown=unknown)
+    assert sequences(path, unknown="skip") == {"a": "MKV"}
+    assert sequences(path)["b"] == "MK:GJ"
+    assert sequences(path, unknown="x", chains=True)["b"] == "MK:GX"
+    with pytest.raises(SequenceError, match="b, chain 2: position 2 is 'J'"):
+        sequences(path, unknown="error", chains=True)
+
+
 def test_bytes_that_are_no_text_are_unknown_letters(write) -> None:
     path = write(b">caf\xe9\nMKV\xffLW\n>b\nMK\n")
     with pytest.raises(SequenceError, match="position 4"):

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from xtrimo import flex_attention
 from xtrimo.attention import attend
 from xtrimo.errors import XtrimoError
 from xtrimo.flex_attention import attend_by_flex, row_mask
+from xtrimo.testing import Largest
 
 
 def tile(lengths_and_prefixes: list[tuple[int, int]]) -> Tensor:
@@ -106,18 +105,6 @@ def test_queries_beyond_the_chunk_see_nothing():
     mask = row_mask(tile([(5, 5), (9, 0)]), 2, 10, 14, block=4)
     for query in range(10, 12):
         assert not any(mask.mask_mod(None, None, torch.tensor(query), torch.tensor(key)) for key in range(16))
-
-
-class Largest(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return out
 
 
 @pytest.mark.parametrize("num_tokens", [16_384, 131_072])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -163,6 +164,27 @@ def test_what_cannot_be_had_says_which_files_to_put_where(server, tmp_path, name
     text = str(caught.value)
     for word in (f"no directory {name} is here", "config.json", "model.safetensors", "give the path", "HF_TOKEN"):
         assert word in text
+    assert ("or no weights in safetensors or torch files" in text) == (name == "lab/weightless")
+    assert "incomplete" not in text.splitlines()[-2]
+
+
+@pytest.mark.parametrize("files", ["safetensors", "safetensors shards", "bin shards"])
+@pytest.mark.parametrize("is_listed", [False, True])  # older caches do not tell what should be in them
+def test_an_interrupted_download_is_called_that(server, tmp_path, files, is_listed) -> None:
+    directory = write(tmp_path / "m", random_weights(False), files)
+    server.publish("lab/model", directory)
+    home = tmp_path / "home"
+    snapshot = download("lab/model", home, server.address).directory
+    max([*snapshot.glob("*.safetensors"), *snapshot.glob("*.bin")]).unlink()
+    if not is_listed:
+        shutil.rmtree(snapshot.parents[1] / "trees")
+    for offline in ({"HF_HUB_OFFLINE": "1"}, {"address": "http://127.0.0.1:9"}):
+        with pytest.raises(CheckpointError) as caught:
+            download("lab/model", home, **{"address": server.address} | offline)
+        message = str(caught.value).rpartition("CheckpointError: ")[2]
+        assert "is incomplete" in message and " network" in message
+        assert ("without HF_HUB_OFFLINE" in message) == (not is_listed)
+    assert load(download("lab/model", home, server.address).directory).num_layers
 
 
 def test_names() -> None:

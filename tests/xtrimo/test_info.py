@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from xtrimo import info
 from xtrimo.checkpoint import save
@@ -28,6 +29,28 @@ def test_model_directory(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(XtrimoError, match="not a safetensors file"):
         dict(info.facts(str(tmp_path / "model")))
+
+
+def test_the_weights_of_a_package() -> None:
+    facts = dict(info.facts("antiberty"))
+    assert (facts["kind"], facts["of"], facts["licence"]) == ("model directory", "AntiBERTy", "MIT")
+    assert facts["source"] == "the PyPI package antiberty" and "float32" in facts["dtype"]
+    assert (facts["num_hidden_layers"], facts["hidden_size"]) == ("8", "512")
+    assert Path(facts["directory"]).is_dir()
+    assert dict(info.facts(facts["directory"]))["licence"] == "MIT"
+
+
+def test_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xtrimo import backbone
+
+    directory = tmp_path / "models--facebook--esm2_t6" / "snapshots" / "abc"
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text('{"model_type": "esm", "num_hidden_layers": 6, "hidden_size": 320}')
+    save_file({"a": torch.zeros(2, dtype=torch.float16)}, directory / "model.safetensors")
+    monkeypatch.setattr(backbone.hub, "download", {"facebook/esm2_t6@main": directory}.__getitem__)
+    facts = dict(info.facts("facebook/esm2_t6@main"))
+    assert (facts["kind"], facts["of"], facts["licence"]) == ("model directory", "ESM-2", "MIT")
+    assert (facts["directory"], facts["source"], facts["dtype"]) == (str(directory), "facebook/esm2_t6@abc", "float16")
 
 
 def test_preset() -> None:
@@ -88,7 +111,7 @@ def test_fasta(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_it_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(XtrimoError, match=r"nothing at .*no; give a model directory.* glm-1m"):
+    with pytest.raises(XtrimoError, match=r"nothing at .*no; give a model directory.*antiberty.* glm-1m"):
         info.main([str(tmp_path / "no")])
     with pytest.raises(XtrimoError, match=r"none of our directories; .* meta\.json \(corpus\)"):
         info.main([str(tmp_path)])

@@ -14,10 +14,12 @@ from xtrimo import batch
 from xtrimo.backbone import Backbone
 from xtrimo.command import FastaOptions
 from xtrimo.config import GLMConfig
-from xtrimo.errors import ConfigError
+from xtrimo.errors import ConfigError, SequenceError
+from xtrimo.fasta import Record
 from xtrimo.likelihood import choose, nats_under_mask
 from xtrimo.model import GLM
 from xtrimo.objectives import Example
+from xtrimo.scoring import summarize
 
 SHAPE: dict[str, Any] = dict(num_layers=2, hidden_size=64, num_heads=2, ffn_size=64)
 LETTERS = "ZYXWVUTSRQPONMLKIHGFEDCBA"
@@ -36,6 +38,7 @@ class Stranger(nn.Module):
     device, dtype = torch.device("cpu"), torch.float32
     width, num_layers, num_heads, max_length = 29, 1, 1, 256
     words_around, cls, mask = (2, 1), 0, MASK
+    facts: dict[str, Any] = {}
 
     def __init__(self, table: Tensor, mixing: float = 1.0) -> None:
         super().__init__()
@@ -58,6 +61,15 @@ class Stranger(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
+
+
+class Narrow(Stranger):
+    """A stranger without a word for X and B, and with 20 learned places."""
+
+    unknown, learned_places = 4, 20
+
+    def tokenize(self, sequence: str, *, name: str = "sequence") -> Example:
+        return super().tokenize(sequence.removesuffix("*").replace("B", "X"), name=name)
 
 
 def stranger(mixing: float = 1.0) -> Stranger:
@@ -136,6 +148,57 @@ def test_one_pass_of_ours_counts_27_words() -> None:
         p = model(ids, positions, torch.tensor([[0, 7, 7]])).softmax(-1)[range(6), ids[:6]].double()
     odds = p / (1 - p) * (0.1 / 27) / (0.1 + 0.1 / 27)
     np.testing.assert_allclose(s.residue_nll, -(odds / (1 + odds)).log(), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pseudo", "one-pass"])
+def test_a_residue_without_a_word_counts_nowhere(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    proteins = ["MKXLAW", "XB", "ACDXBE", "MKV"]
+    full = stranger()
+    scores = xtrimo.score(Narrow(full.table), proteins, method=method)
+    assert [record.message for record in caplog.records if "no word" in record.message] == [
+        "left out 5 residues that the model has no word for, such as X"
+    ]
+    counted = []
+    as_words = xtrimo.score(full, [protein.replace("B", "X") for protein in proteins], method=method)
+    for s, of_all, protein in zip(scores, as_words, proteins, strict=True):
+        is_known = np.array([letter not in "XB" for letter in protein])
+        np.testing.assert_array_equal(np.isnan(s.residue_nll), ~is_known)
+        expected = of_all.residue_nll[is_known]
+        np.testing.assert_allclose(s.residue_nll[is_known], expected, atol=1e-6)
+        counted.append(expected)
+        assert s.total_nll == pytest.approx(expected.sum() if len(expected) else np.nan, rel=1e-5, nan_ok=True)
+        assert s.nll == pytest.approx(expected.mean() if len(expected) else np.nan, rel=1e-5, nan_ok=True)
+        assert s.ppl == pytest.approx(np.exp(s.nll), nan_ok=True)
+    summary = summarize(scores)
+    assert (summary.num_proteins, summary.num_residues) == (3, 12)
+    assert summary.nll.value == pytest.approx(np.concatenate(counted).mean(), rel=1e-5)
+    with pytest.raises(ConfigError, match="no word for any residue"):
+        summarize(scores[1:2])
+
+
+def test_a_residue_without_a_word_does_not_raise_the_alarm_of_one_pass(caplog: pytest.LogCaptureFixture) -> None:
+    table = torch.zeros(29, 29).fill_diagonal_(20.0)
+    table[4, 4] = -20.0
+    xtrimo.score(Narrow(table, mixing=0.0), ["MXXXXX", "XX"], method="one-pass")
+    assert [record.message[:8] for record in caplog.records] == ["left out"]
+
+
+@pytest.mark.parametrize("method", ["pseudo", "one-pass"])
+def test_beyond_the_learned_places_the_protein_is_named(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    narrow = Narrow(torch.zeros(29, 29))
+    assert len(xtrimo.score(narrow, ["M" * 17 + "*"], method=method)[0].residue_nll) == 17
+    with pytest.raises(SequenceError, match="^giant: 18 residues, and 3 words around them, where .* 20 places; cut it"):
+        xtrimo.score(narrow, [Record("a", "MKV"), Record("giant", "M" * 18)], method=method)
+    assert "extrapolated" not in caplog.text
+    computed = Narrow(torch.zeros(29, 29))
+    computed.learned_places = None  # type: ignore[assignment]
+    assert len(xtrimo.score(computed, ["M" * 18], method=method)[0].residue_nll) == 18
+
+
+@pytest.mark.parametrize("method", ["likelihood", "pseudo"])
+def test_chains_are_refused_with_the_cure(method: Any) -> None:
+    with pytest.raises(SequenceError, match="^sequence_1: 3 chains joined by ':'; only `embed`.*a record of its own"):
+        xtrimo.score(GLM(GLMConfig(**SHAPE)), ["MKV:GGS:L"], method=method)
 
 
 @pytest.mark.parametrize("rotary, objectives", [("2d", ("gmask",)), ("1d", ("causal",)), ("2d", ("mlm", "gmask"))])

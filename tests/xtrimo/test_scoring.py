@@ -240,6 +240,36 @@ def test_verb_refuses_before_it_writes(work: Path, capsys: pytest.CaptureFixture
     assert sorted(work.iterdir()) == before
 
 
+def test_verb_meets_a_protein_beyond_the_learned_places_before_it_works(
+    work: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (work / "in.fasta").write_text(f">a\n{'MKV' * 170}\n>b\n{'MKV' * 171}\n")
+    with pytest.raises(SequenceError, match=r"^b: 513 residues, and 2 words around them, where .* 512 places"):
+        scoring.main([str(work / "in.fasta"), "--model", "antiberty", "--method", "one-pass"])
+    assert not capsys.readouterr().out and "extrapolated" not in caplog.text
+
+
+def test_verb_leaves_out_residues_without_a_word(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "in.fasta").write_text(">a\nEVQXLV\n>b\nX\n")
+    files = ["--residues", str(work / "r.csv"), "--summary", str(work / "s.json")]
+    scoring.main([str(work / "in.fasta"), "--model", "antiberty", *files])
+    _, a, b = csv.reader(capsys.readouterr().out.splitlines())
+    assert (a[1], b[1:]) == ("6", ["1", "pseudo", "nan", "nan", "nan"])
+    nats = [row.split(",")[3] for row in (work / "r.csv").read_text().splitlines()]
+    assert nats[4] == nats[7] == "nan"
+    known = [float(x) for x in (*nats[1:4], *nats[5:7])]
+    assert float(a[3]) == pytest.approx(np.mean(known), abs=1e-5)
+    facts = json.loads((work / "s.json").read_text())
+    assert facts["num_residues"] == 5 and facts["nll"] == pytest.approx(np.mean(known), abs=1e-5)
+
+
+@pytest.mark.parametrize("unknown", ["error", "x"])
+def test_verb_refuses_chains(work: Path, unknown: str) -> None:
+    (work / "in.fasta").write_text(">a\nMKV\n>b\nMKV:GGS\n")
+    with pytest.raises(SequenceError, match="in.fasta, line 3: b: 2 chains joined by ':'.*`score` and all others one"):
+        scoring.main([str(work / "in.fasta"), "--model", str(work / "model"), "--unknown", unknown])
+
+
 def test_verb_leaves_nothing_half_written(work: Path) -> None:
     before = sorted(work.iterdir())
     flags = [str(work / "in.fasta"), "--model", str(work / "model"), "--out"]

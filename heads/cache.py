@@ -1,0 +1,239 @@
+"""Hidden states of the proteins of a data set in one HDF5 file, for heads that leave the model as it is.
+
+    states   (row, number)   a row for each protein (mean over its residues, fp32) or for each residue (fp16)
+    offsets  (protein + 1)   the rows of protein i are offsets[i] .. offsets[i + 1]
+    done     (part)          1 once the rows of a part, consecutive proteins, are there
+
+A file has the name of what it holds: a digest of model, proteins, layers and precision. HDF5 does not survive a process
+that dies while it writes; so the whole file is laid out first, with room for all numbers, and from then on only numbers
+are written, in place and past the library: a part's states, brought to the disk, then its flag. A run that was killed
+loses one part; a file that was cut or is another's is made anew.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import nn
+
+from heads.states import Lengths, States
+from xtrimo.backbone import Backbone
+from xtrimo.command import counting
+from xtrimo.embedding import Embedding, Pooling, iter_embeddings
+from xtrimo.embedding_parts import Part, cut
+from xtrimo.errors import XtrimoError
+from xtrimo.model import GLM
+from xtrimo.prepacking import prepack
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheKey:
+    """All that decides what is in a file but the proteins."""
+
+    model_hash: str
+    """`embedding_file.fingerprint` of the model."""
+    dtype: str
+    """Of the model's weights when it reads."""
+    layers: tuple[int, ...]
+    pooled: bool
+    """Whether a protein has one row, its mean."""
+
+    def of(self, sequences: Sequence[str]) -> str:
+        """A digest of this and the proteins."""
+        digest = hashlib.blake2b(repr(self).encode(), digest_size=16)
+        for sequence in sequences:
+            digest.update(f"{sequence}\n".encode())
+        return digest.hexdigest()
+
+
+class CachedStates(nn.Module):
+    """States from a file that is complete, in place of `LiveStates`.
+
+    Args:
+        path: the file.
+        sequences: the proteins whose states it holds, in its order.
+        device: where the states are put.
+    """
+
+    def __init__(self, path: Path, sequences: Sequence[str], device: torch.device) -> None:
+        super().__init__()
+        self.places = {sequence: place for place, sequence in enumerate(sequences)}
+        layout = _Layout.read(path)
+        self.rows, self.offsets, self.device = layout.open_states(path), layout.offsets, device
+
+    def forward(self, sequences: Sequence[str]) -> tuple[States, Lengths]:
+        """The states of these proteins, in their order.
+
+        Raises:
+            KeyError: a protein that is not in the file.
+        """
+        places = np.array([self.places[sequence] for sequence in sequences])
+        starts, lengths = self.offsets[places], self.offsets[places + 1] - self.offsets[places]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows = self.rows[np.repeat(starts, lengths) + within]
+        return torch.from_numpy(rows).float().to(self.device), torch.from_numpy(lengths)
+
+
+def cached_states(folder: Path, model: Backbone, key: CacheKey, sequences: Sequence[str]) -> CachedStates:
+    """The states of these proteins, read from a file of `folder` or computed into it.
+
+    A GLM is laid out for inference on the way, and no longer trains.
+
+    Args:
+        model: the one whose hash is in the key.
+        sequences: all different; each fits into a row of the model.
+
+    Raises:
+        XtrimoError: a state too large for fp16, or no room on the disk.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    name = key.of(sequences)
+    path, parts, device = folder / f"{name}.h5", cut(lengths), model.device
+    width = model.width * len(key.layers)
+    with _writing(path):
+        layout = _Layout.find(path) or _Layout.make(path, name, lengths, key.pooled, width, len(parts))
+        flags = layout.flags(path)
+        todo = [part for part in parts if not flags[part.number]]
+        if todo and isinstance(model, GLM):
+            prepack(model)
+        pooling: Pooling = "mean" if key.pooled else "none"
+        num_residues = sum(part.num_residues for part in todo)
+        with path.open("r+b") as file, counting("reading proteins", num_residues, "residues") as count:
+            for part in todo:
+                own = sequences[part.first : part.first + part.num_records]
+                embeddings = iter_embeddings(model, own, pooling=pooling, layers=key.layers)
+                _write(file.fileno(), layout, part, embeddings)
+                count(part.num_residues)
+    return CachedStates(path, sequences, device)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """One process at a time; a second one waits, and finds the work done. A kill lets go.
+
+    Raises:
+        XtrimoError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.stem}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise XtrimoError(f"{path} cannot be written: {error.strerror or error}; choose another --cache") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the numbers are in a file."""
+
+    offsets: Int64[np.ndarray, "offset"]
+    shape: tuple[int, int]
+    dtype: str
+    states_at: int
+    """Byte at which the states begin."""
+    done_at: int
+    num_parts: int
+
+    @classmethod
+    def make(cls, path: Path, name: str, lengths: Sequence[int], pooled: bool, width: int, num_parts: int) -> "_Layout":
+        """Lay a file out; it gets its name when it is whole, with no part done."""
+        sizes = [1] * len(lengths) if pooled else lengths
+        offsets = np.concatenate(([0], np.cumsum(sizes)))
+        work = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with h5py.File(work, "w") as file:  # the oldest format: a newer one marks a file as open when killed
+                file.attrs["key"] = name
+                file["offsets"] = offsets
+                _reserve(file, "states", (int(offsets[-1]), width), np.dtype(np.float32 if pooled else np.float16))
+                _reserve(file, "done", (num_parts,), np.dtype(np.uint8))
+            with work.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(work, path)
+        finally:
+            work.unlink(missing_ok=True)
+        return cls.read(path)
+
+    @classmethod
+    def find(cls, path: Path) -> "_Layout | None":
+        """The layout of a file that an earlier run has left; None where there is none, or a damaged one."""
+        if not path.exists():
+            return None
+        try:
+            return cls.read(path)
+        except (OSError, KeyError, ValueError) as error:
+            logger.warning("%s is damaged (%s) and made anew", path, error)
+            return None
+
+    @classmethod
+    def read(cls, path: Path) -> "_Layout":
+        """The layout of a file.
+
+        Raises:
+            OSError, KeyError, ValueError: it is no file of ours, or was cut.
+        """
+        with h5py.File(path) as file:
+            if file.attrs["key"] != path.stem:
+                raise ValueError("it holds something else than its name says")
+            states, done = file["states"], file["done"]
+            layout = cls(
+                file["offsets"][:], states.shape, states.dtype.str, states.id.get_offset(), done.id.get_offset(),
+                len(done),
+            )  # fmt: skip
+        if path.stat().st_size < max(layout.states_at + states_bytes(layout), layout.done_at + layout.num_parts):
+            raise ValueError("it was cut")
+        return layout
+
+    def open_states(self, path: Path) -> np.memmap:
+        """The states, read where they are asked for."""
+        return np.memmap(path, self.dtype, "r", self.states_at, self.shape)
+
+    def flags(self, path: Path) -> UInt8[np.ndarray, "part"]:
+        """1 for each part that is there."""
+        return np.fromfile(path, np.uint8, self.num_parts, offset=self.done_at)
+
+
+def states_bytes(layout: _Layout) -> int:
+    """Size of the states."""
+    return layout.shape[0] * layout.shape[1] * np.dtype(layout.dtype).itemsize
+
+
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """A dataset in one stretch of the file, all of it there at once and zero."""
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, plan)
+
+
+def _write(handle: int, layout: _Layout, part: Part, embeddings: Iterator[Embedding]) -> None:
+    """The states of a part, then its flag. `pwrite` says when a disk is full; a mapped page would end the process."""
+    row_bytes = layout.shape[1] * np.dtype(layout.dtype).itemsize
+    for number, embedding in enumerate(embeddings, start=part.first):
+        hidden = embedding.hidden  # (layer, residue, dim), the first two where there are several
+        with np.errstate(over="ignore"):
+            values = (hidden.swapaxes(0, 1) if hidden.ndim == 3 else hidden).astype(layout.dtype)
+        if not np.isfinite(values).all():
+            raise XtrimoError(f"{embedding.name}: a state is beyond fp16; take the last layer, or pooling mean")
+        _write_at(handle, values.tobytes(), layout.states_at + int(layout.offsets[number]) * row_bytes)
+    os.fsync(handle)
+    _write_at(handle, b"\1", layout.done_at + part.number)
+    os.fsync(handle)
+
+
+def _write_at(handle: int, content: bytes, place: int) -> None:
+    done = 0
+    while done < len(content):
+        done += os.pwrite(handle, content[done:], place + done)

@@ -1,0 +1,158 @@
+"""A head on its source of states: from labelled proteins to outputs, losses and predictions, whatever the level.
+
+    sequence        one output a protein                residue   one a residue, proteins end to end
+    two_sequences   each chain is read on its own       pair      a map of length x length a protein, one by one
+    molecule        the fingerprint goes in beside
+
+States may be turned to mean 0 and spread 1, measured on the training set, which a head on frozen states needs to learn
+at one rate from any model. Values are standardised on the training set as well, and given back in their own unit.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from heads.answers import UNSCORED, Predictions
+from heads.cache import CachedStates
+from heads.modules import HeadConfig, Scale, build_head, loss
+from heads.molecules import Kind, fingerprints
+from heads.rows import Row
+from heads.states import Lengths, LiveStates, States
+from heads.tasks import Task
+
+Outputs = Float[Tensor, "*item"] | list[Float[Tensor, "length length"]]
+AT_ONCE = 4096  # residues that predictions are made for at a time
+
+
+class Predictor(nn.Module):
+    """See the module.
+
+    Args:
+        task: the level and the target.
+        source: gives the states of proteins.
+        config: of the head.
+        scale: of the values of a regression.
+        molecules: how they are written.
+        class_weights: of the loss.
+    """
+
+    shift: Float[Tensor, "dim"]
+    spread: Float[Tensor, "dim"]
+
+    def __init__(
+        self,
+        task: Task,
+        source: LiveStates | CachedStates,
+        config: HeadConfig,
+        *,
+        scale: Scale | None = None,
+        molecules: Kind | None = None,
+        class_weights: Float[Tensor, "class"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.task, self.source, self.config = task, source, config
+        self.scale, self.molecules, self.class_weights = scale, molecules, class_weights
+        self.head = build_head(config)
+        self.register_buffer("shift", torch.zeros(config.width))
+        self.register_buffer("spread", torch.ones(config.width))
+
+    def states(self, sequences: Sequence[str]) -> tuple[States, Lengths]:
+        """As the head reads them."""
+        states, lengths = self.source(sequences)
+        return (states.to(self.shift.dtype) - self.shift) / self.spread, lengths
+
+    def measure(self, sequences: Sequence[str]) -> None:
+        """Turn states to mean 0 and spread 1 from here on, as these proteins have them before."""
+        total, squares, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift), 0
+        with torch.no_grad():
+            for start in range(0, len(sequences), 256):
+                states, _ = self.source(sequences[start : start + 256])
+                total, squares = total + states.double().sum(0), squares + states.double().square().sum(0)
+                count += len(states)
+            mean = total / count
+            self.shift.copy_(mean)
+            # a number that never changes stays 0
+            self.spread.copy_((squares / count - mean**2).clamp_min(1e-12).sqrt())
+
+    def forward(self, rows: Sequence[Row]) -> Outputs:
+        """What the head says of these rows; maps one by one for pairs."""
+        if self.task.level == "pair":
+            return [self.head(*self.states([row.sequence])) for row in rows]
+        states, lengths = self.states([row.sequence for row in rows])
+        if self.task.level == "two_sequences":
+            return self.head(states, lengths, *self.states([row.second for row in rows]))
+        if self.task.level == "molecule":
+            bits = fingerprints([row.second for row in rows], kind=self.molecules, num_bits=self.config.num_bits)
+            return self.head(states, lengths, torch.from_numpy(bits).to(states.device))
+        return self.head(states, lengths)
+
+    def loss(self, rows: Sequence[Row]) -> tuple[Tensor, float]:
+        """The sum of the losses of these rows, and what it weighs: proteins, scored residues, or class weights."""
+        outputs = self(rows)
+        if isinstance(outputs, list):
+            maps = [torch.from_numpy(np.asarray(row.label)).to(self.shift.device) for row in rows]
+            means = [loss(self.task, x, y, self.class_weights) for x, y in zip(outputs, maps, strict=True)]
+            return torch.stack(means).sum(), float(len(means))
+        labels = self._labels(rows, outputs.device)
+        weight = float(len(labels))
+        if self.task.target == "classes":
+            scored = labels[labels != UNSCORED]
+            weight = float(
+                len(scored) if self.class_weights is None else self.class_weights.to(labels.device)[scored].sum()
+            )
+        return loss(self.task, outputs, labels, self.class_weights) * weight, weight
+
+    def _labels(self, rows: Sequence[Row], device: torch.device) -> Tensor:
+        if self.task.level == "residue":
+            return torch.from_numpy(np.concatenate([row.label for row in rows])).to(device)
+        labels = torch.tensor([row.label for row in rows], device=device)
+        return self.scale.standardise(labels) if self.scale else labels
+
+    def predict(self, rows: Sequence[Row]) -> Predictions:
+        """Probabilities or values of these rows beside what is true; no gradients."""
+        return Predictions(
+            truth=truth(self.task, rows), prediction=np.concatenate(list(self.answers(rows))),
+            length=np.array([len(row.sequence) for row in rows]),
+        )  # fmt: skip
+
+    def answers(self, rows: Iterable[Row]) -> Iterator[Float[np.ndarray, "item *class"]]:
+        """Probabilities or values of each row in turn, as `Predictions` has them; rows may stream."""
+        self.eval()
+        for chunk in _chunks(rows):
+            with torch.no_grad():
+                answers = self._answers(chunk)
+            lengths = [len(row.sequence) for row in chunk]
+            sizes = {"residue": lengths, "pair": [n * n for n in lengths]}.get(self.task.level, [1] * len(chunk))
+            yield from np.split(answers, np.cumsum(sizes)[:-1])
+
+    def _answers(self, rows: Sequence[Row]) -> Float[np.ndarray, "item *class"]:
+        outputs = self(rows)
+        if isinstance(outputs, list):
+            return np.concatenate([x.float().sigmoid().cpu().numpy().ravel() for x in outputs])
+        if self.scale:
+            return self.scale.restore(outputs[:, 0].float()).cpu().numpy()
+        return outputs.float().softmax(1).cpu().numpy()
+
+
+def truth(task: Task, rows: Sequence[Row]) -> np.ndarray:
+    """The labels of rows, as `Predictions` has them."""
+    if task.level in ("residue", "pair"):
+        return np.concatenate([np.asarray(row.label).ravel() for row in rows]).astype(np.int64)
+    return np.array([row.label for row in rows], dtype=np.float64 if task.target == "regression" else np.int64)
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Runs of rows of AT_ONCE residues or little more."""
+    chunk: list[Row] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += len(row.sequence) + len(row.second)
+        if size >= AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,165 @@
+"""States in a file: those of the model, found again, and never half of them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from heads import cache
+from heads.cache import CacheKey, cached_states
+from heads.states import LiveStates
+from xtrimo import embedding_parts
+from xtrimo.backbone import Backbone
+from xtrimo.embedding_file import fingerprint
+from xtrimo.errors import XtrimoError
+from xtrimo.model import GLM
+from xtrimo.testing import toy_config, toy_sequences
+
+PROTEINS = sorted(set(toy_sequences(40)))
+
+
+def model(seed: int = 0) -> GLM:
+    return GLM(toy_config(), seed=seed).eval()
+
+
+def key(backbone: Backbone, pooled: bool = False, layers: tuple[int, ...] = (-1,)) -> CacheKey:
+    return CacheKey(model_hash=fingerprint(backbone), dtype="float32", layers=layers, pooled=pooled)
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_parts, "PART_RESIDUES", 300)
+
+
+@pytest.mark.parametrize("layers", [(-1,), (2, -1)])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_states_are_those_of_the_model(tmp_path: Path, pooled: bool, layers: tuple[int, ...]) -> None:
+    live, read = LiveStates(model(), layers, pooled), model()
+    cached = cached_states(tmp_path, read, key(read, pooled, layers), PROTEINS)
+    asked = [PROTEINS[i] for i in (7, 3, 7, 0, 39)]
+    states, lengths = cached(asked)
+    with torch.no_grad():
+        expected, expected_lengths = live(asked)
+    assert torch.equal(lengths, expected_lengths)
+    assert lengths.tolist() == ([1] * 5 if pooled else [len(protein) for protein in asked])
+    np.testing.assert_allclose(states, expected, rtol=0 if pooled else 1e-3, atol=2e-5)
+
+
+def test_a_mean_is_a_mean() -> None:
+    protein = PROTEINS[0]
+    with torch.no_grad():
+        whole, _ = LiveStates(model(), (1, -1), False)([protein])
+        mean, lengths = LiveStates(model(), (1, -1), True)([PROTEINS[1], protein])
+    torch.testing.assert_close(mean[1], whole.mean(0))
+    assert lengths.tolist() == [1, 1]
+
+
+def test_a_file_is_for_one_model_and_one_list(tmp_path: Path) -> None:
+    first = model()
+    cached_states(tmp_path, first, key(first), PROTEINS)
+    for other, proteins, pooled in ((model(1), PROTEINS, False), (model(), PROTEINS[1:], False),
+                                    (model(), PROTEINS, True)):  # fmt: skip
+        cached_states(tmp_path, other, key(other, pooled), proteins)
+    assert len(list(tmp_path.glob("*.h5"))) == 4
+
+
+def test_it_is_hdf5_anybody_reads(tmp_path: Path) -> None:
+    read = model()
+    cached = cached_states(tmp_path, read, key(read), PROTEINS)
+    (path,) = tmp_path.glob("*.h5")
+    with h5py.File(path) as file:
+        start, end = file["offsets"][5:7]
+        assert file["done"][:].all() and len(file["done"]) > 2
+        np.testing.assert_array_equal(file["states"][start:end], cached([PROTEINS[5]])[0].half())
+
+
+class Counted(GLM):
+    """A model that counts what it reads, and dies after so many residues."""
+
+    read = 0
+    dies_after = 1 << 40
+
+    def tokenize(self, sequence: str, *, name: str = "sequence"):  # type: ignore[no-untyped-def]
+        self.read += len(sequence)
+        if self.read > self.dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().tokenize(sequence, name=name)
+
+
+def counted() -> Counted:
+    return Counted(toy_config(), seed=0).eval()
+
+
+DYING = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_cache as t
+t.embedding_parts.PART_RESIDUES = 300
+model = t.counted()
+model.dies_after = 700
+t.cached_states(Path({folder!r}), model, t.key(model), t.PROTEINS)
+"""
+
+
+def test_a_kill_loses_one_part(tmp_path: Path) -> None:
+    code = DYING.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (path,) = tmp_path.glob("*.h5")
+    with h5py.File(path) as file:
+        flags = file["done"][:]
+    assert 0 < flags.sum() < len(flags)
+    again, whole = counted(), model()
+    cached = cached_states(tmp_path, again, key(again), PROTEINS)
+    assert 0 < again.read < sum(map(len, PROTEINS)) - 200
+    expected = cached_states(tmp_path / "whole", whole, key(whole), PROTEINS)
+    np.testing.assert_array_equal(cached(PROTEINS)[0], expected(PROTEINS)[0])
+    third = counted()
+    cached_states(tmp_path, third, key(third), PROTEINS)
+    assert third.read == 0
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_a_cut_file_is_made_anew(tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
+    read = model()
+    expected = cached_states(tmp_path, read, key(model()), PROTEINS)(PROTEINS)[0].clone()
+    (path,) = tmp_path.glob("*.h5")
+    path.write_bytes(path.read_bytes()[:size])
+    assert torch.equal(cached_states(tmp_path, model(), key(model()), PROTEINS)(PROTEINS)[0], expected)
+    assert "made anew" in caplog.text
+
+
+def test_a_file_under_another_name_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cached_states(tmp_path, model(1), key(model(1)), PROTEINS)
+    (path,) = tmp_path.glob("*.h5")
+    path.rename(tmp_path / f"{key(model()).of(PROTEINS)}.h5")
+    cached = cached_states(tmp_path, model(), key(model()), PROTEINS)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            cached(PROTEINS)[0], LiveStates(model(), (-1,), False)(PROTEINS)[0], rtol=1e-3, atol=2e-5
+        )
+    assert "something else" in caplog.text
+
+
+def test_what_fp16_cannot_hold(tmp_path: Path) -> None:
+    wide = model()
+    with torch.no_grad():
+        wide.final_norm.weight.mul_(1e6)
+    with pytest.raises(XtrimoError, match="beyond fp16"):
+        cached_states(tmp_path, wide, key(wide), PROTEINS)
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "pwrite", full)
+    with pytest.raises(XtrimoError, match="No space left on device; choose another"):
+        cached_states(tmp_path, model(), key(model()), PROTEINS)
