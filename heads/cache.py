@@ -88,8 +88,6 @@ class CachedStates(nn.Module):
 def cached_states(folder: Path, model: Backbone, key: CacheKey, sequences: Sequence[str]) -> CachedStates:
     """The states of these proteins, read from a file of `folder` or computed into it.
 
-    A GLM is laid out for inference on the way, and no longer trains.
-
     Args:
         model: the one whose hash is in the key.
         sequences: all different; each fits into a row of the model.
@@ -105,14 +103,13 @@ def cached_states(folder: Path, model: Backbone, key: CacheKey, sequences: Seque
         layout = _Layout.find(path) or _Layout.make(path, name, lengths, key.pooled, width, len(parts))
         flags = layout.flags(path)
         todo = [part for part in parts if not flags[part.number]]
-        if todo and isinstance(model, GLM):
-            prepack(model)
+        reader = prepack(model) if todo and isinstance(model, GLM) else model
         pooling: Pooling = "mean" if key.pooled else "none"
         num_residues = sum(part.num_residues for part in todo)
         with path.open("r+b") as file, counting("reading proteins", num_residues, "residues") as count:
             for part in todo:
                 own = sequences[part.first : part.first + part.num_records]
-                embeddings = iter_embeddings(model, own, pooling=pooling, layers=key.layers)
+                embeddings = iter_embeddings(reader, own, pooling=pooling, layers=key.layers)
                 _write(file.fileno(), layout, part, embeddings)
                 count(part.num_residues)
     return CachedStates(path, sequences, device)

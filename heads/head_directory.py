@@ -9,7 +9,6 @@ The model itself is not copied: it is loaded by its name again, and must still h
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from heads.rows import Dataset
 from heads.states import LiveStates
 from heads.tasks import Task
 from xtrimo.backbone import Backbone
+from xtrimo.durable import write_text
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import CheckpointError
 
@@ -140,7 +140,4 @@ def load_head(folder: Path, facts: HeadFacts, model: Backbone) -> Predictor:
 
 def write_json(path: Path, content: object) -> None:
     """Replace a file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    os.replace(work, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -24,6 +24,7 @@ from tyro.conf import Positional
 from heads.head_directory import HeadFacts, load_head
 from heads.predictor import Predictor
 from heads.rows import Row
+from heads.states import LiveStates
 from heads.tasks import UNSCORED
 from xtrimo.backbone import Backbone
 from xtrimo.command import FastaOptions, ModelOptions, replacing
@@ -91,8 +92,8 @@ def open_head(folder: Path, facts: HeadFacts, model: str, device: str) -> tuple[
     """
     backbone: Backbone = ModelOptions(model=model, precision="fp32", device=device).load()
     predictor = load_head(folder, facts, backbone)
-    if facts.method == "probe" and isinstance(backbone, GLM):
-        prepack(backbone)
+    if facts.method == "probe" and isinstance(backbone, GLM) and isinstance(predictor.source, LiveStates):
+        predictor.source.backbone = prepack(backbone)
     return predictor, min(room(backbone), facts.task.max_length)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.durable import sync
+from xtrimo.durable import sync
 from xtrimo.errors import CheckpointError
 
 FACTS = "facts.json"

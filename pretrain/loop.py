@@ -11,7 +11,6 @@ from pretrain.checkpoint import Checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.corpus import Corpus
 from pretrain.data import Stream, validation_rows
-from pretrain.durable import write_text
 from pretrain.guard import Guard
 from pretrain.losses import Losses
 from pretrain.monitor import Monitor
@@ -21,6 +20,7 @@ from pretrain.skipping import Skips
 from pretrain.stopping import DONE, STOP, STOPPED, StopRequest
 from pretrain.trainer import Trainer
 from pretrain.watchdog import Watchdog
+from xtrimo.durable import write_text
 from xtrimo.errors import CheckpointError, TrainingError
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ import torch.distributed as dist
 
 from pretrain.config import PretrainConfig
 from pretrain.curves import read_metrics
-from pretrain.durable import write_text
 from pretrain.losses import Losses
 from pretrain.megatron_config import DTYPES
 from pretrain.parallel import device, is_main_rank
 from pretrain.trainer import StepResult
+from xtrimo.durable import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.agreement import on_main_rank
-from pretrain.durable import write_text
 from pretrain.parallel import is_main_rank
+from xtrimo.durable import write_text
 from xtrimo.errors import CheckpointError
 
 FILE = "left_out.json"

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from xtrimo.durable import sync
 from xtrimo.embedding import Embedding
 from xtrimo.errors import XtrimoError
 
@@ -228,9 +229,9 @@ class Parts:
         work = self.folder / f"{path.name}.{secrets.token_hex(8)}.tmp"  # hosts and pids are alike in containers
         try:
             yield work
-            _sync(work)
+            sync(work)
             os.replace(work, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             with suppress(OSError):
                 work.unlink()
@@ -300,12 +301,3 @@ def _writing(out: Path) -> Iterator[None]:
             f"{out} cannot be written: {error.strerror or error}; choose another path, or make room: the same command"
             " goes on from what is finished"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, have reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import logging
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from xtrimo.command import progress_bar
+from xtrimo.durable import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,7 @@ class Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= done]  # the rest is done again
-        work = folder / f".{METRICS}.{os.getpid()}"
-        work.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-        os.replace(work, path)
+        write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self.file = path.open("a")
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter

@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -79,21 +82,20 @@ def test_it_is_hdf5_anybody_reads(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file["states"][start:end], cached([PROTEINS[5]])[0].half())
 
 
-class Counted(GLM):
-    """A model that counts what it reads, and dies after so many residues."""
+@contextmanager
+def counting(dies_after: int = 1 << 40) -> Iterator[list[int]]:
+    """The residues that models read meanwhile; the process dies after so many."""
+    tokenize, read = GLM.tokenize, [0]
 
-    read = 0
-    dies_after = 1 << 40
-
-    def tokenize(self, sequence: str, *, name: str = "sequence"):  # type: ignore[no-untyped-def]
-        self.read += len(sequence)
-        if self.read > self.dies_after:
+    def counted(self: GLM, sequence: str, *, name: str = "sequence") -> Any:
+        read[0] += len(sequence)
+        if read[0] > dies_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().tokenize(sequence, name=name)
+        return tokenize(self, sequence, name=name)
 
-
-def counted() -> Counted:
-    return Counted(toy_config(), seed=0).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GLM, "tokenize", counted)
+        yield read
 
 
 DYING = """
@@ -102,9 +104,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_cache as t
 t.embedding_parts.PART_RESIDUES = 300
-model = t.counted()
-model.dies_after = 700
-t.cached_states(Path({folder!r}), model, t.key(model), t.PROTEINS)
+with t.counting(700):
+    t.cached_states(Path({folder!r}), t.model(), t.key(t.model()), t.PROTEINS)
 """
 
 
@@ -116,14 +117,15 @@ def test_a_kill_loses_one_part(tmp_path: Path) -> None:
     with h5py.File(path) as file:
         flags = file["done"][:]
     assert 0 < flags.sum() < len(flags)
-    again, whole = counted(), model()
-    cached = cached_states(tmp_path, again, key(again), PROTEINS)
-    assert 0 < again.read < sum(map(len, PROTEINS)) - 200
+    again, whole = model(), model()
+    with counting() as read:
+        cached = cached_states(tmp_path, again, key(again), PROTEINS)
+    assert 0 < read[0] < sum(map(len, PROTEINS)) - 200
     expected = cached_states(tmp_path / "whole", whole, key(whole), PROTEINS)
     np.testing.assert_array_equal(cached(PROTEINS)[0], expected(PROTEINS)[0])
-    third = counted()
-    cached_states(tmp_path, third, key(third), PROTEINS)
-    assert third.read == 0
+    with counting() as read:
+        cached_states(tmp_path, model(), key(model()), PROTEINS)
+    assert read == [0]
 
 
 @pytest.mark.parametrize("size", [0, 100, 5000])

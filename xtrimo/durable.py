@@ -8,7 +8,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace the content of a file: written beside it, brought to the disk, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.tmp")
-    work.write_text(text)
+    work.write_text(text, "utf-8")
     sync(work)
     work.rename(path)
     sync(path.parent)
