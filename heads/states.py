@@ -7,6 +7,7 @@ takes the mean over a protein's residues, that mean may come in their place, as 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +34,8 @@ class LiveStates(nn.Module):
     def __init__(self, backbone: Backbone, layers: tuple[int, ...], pooled: bool) -> None:
         super().__init__()
         assert isinstance(backbone, nn.Module)
-        self.backbone, self.layers, self.pooled = backbone, layers, pooled
+        self.layers, self.pooled = layers, pooled
+        self.backbone: Any = backbone  # a Backbone and a Module, which no type says
 
     def forward(self, sequences: Sequence[str]) -> tuple[States, Lengths]:
         """The states of these proteins, in their order."""
