@@ -104,7 +104,7 @@ def main() -> int:
     text = report(results, samples, speed(metrics), time.monotonic() - began)
     (DEMO / "report.md").write_text(text)
     print(f"\n{text}")
-    failed = [result.objective for result in results if result.gain["unigram"].mean <= 0]
+    failed = [result.objective for result in results if result.gain["unigram"].value <= 0]
     if failed:
         print(f"Not below the unigram's: the held-out loss of {', '.join(failed)}. The training did not work.")
     return bool(failed)
