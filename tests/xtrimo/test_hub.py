@@ -178,7 +178,8 @@ def test_an_interrupted_download_is_called_that(server, tmp_path, files, is_list
     max([*snapshot.glob("*.safetensors"), *snapshot.glob("*.bin")]).unlink()
     if not is_listed:
         shutil.rmtree(snapshot.parents[1] / "trees")
-    for offline in ({"HF_HUB_OFFLINE": "1"}, {"address": "http://127.0.0.1:9"}):
+    dead = [{"address": "http://127.0.0.1:9"}] if files == "safetensors" else []  # takes long to be given up
+    for offline in ({"HF_HUB_OFFLINE": "1"}, *dead):
         with pytest.raises(CheckpointError) as caught:
             download("lab/model", home, **{"address": server.address} | offline)
         message = str(caught.value).rpartition("CheckpointError: ")[2]
