@@ -28,6 +28,7 @@ from torch import nn
 from heads.states import Lengths, States
 from xtrimo.backbone import Backbone
 from xtrimo.command import counting
+from xtrimo.durable import sync
 from xtrimo.embedding import Embedding, Pooling, iter_embeddings
 from xtrimo.embedding_parts import Part, cut
 from xtrimo.errors import XtrimoError
@@ -155,8 +156,7 @@ class _Layout:
                 file["offsets"] = offsets
                 _reserve(file, "states", (int(offsets[-1]), width), np.dtype(np.float32 if pooled else np.float16))
                 _reserve(file, "done", (num_parts,), np.dtype(np.uint8))
-            with work.open("rb") as written:
-                os.fsync(written.fileno())
+            sync(work)
             os.replace(work, path)
         finally:
             work.unlink(missing_ok=True)

@@ -11,11 +11,12 @@ from tyro.conf import Positional
 from heads import metrics
 from heads.answers import Predictions
 from heads.finetune import find_data
-from heads.head_directory import HeadFacts, write_json
+from heads.head_directory import HeadFacts
 from heads.leaks import Leaks, find_leaks
 from heads.prediction import open_head
 from heads.rows import Dataset, data_hash, read
 from heads.selection import cropped
+from xtrimo.durable import write_json
 from xtrimo.errors import ConfigError
 from xtrimo.intervals import Estimate
 

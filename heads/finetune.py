@@ -28,7 +28,7 @@ from tyro.conf import Positional
 from heads import baselines, metrics
 from heads.adaptation import Method, adapt, freeze_unused, shares_by_depth
 from heads.cache import CachedStates, CacheKey, cached_states
-from heads.head_directory import HeadFacts, save_head, write_json
+from heads.head_directory import HeadFacts, save_head
 from heads.leaks import find_leaks
 from heads.metrics import METRICS
 from heads.modules import HeadConfig, Pooling, Scale
@@ -40,6 +40,7 @@ from heads.states import LiveStates
 from heads.tasks import Columns, Level, Target, Task, custom_task, task
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions
+from xtrimo.durable import write_json
 from xtrimo.embedding import room
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError

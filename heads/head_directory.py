@@ -27,7 +27,7 @@ from heads.rows import Dataset
 from heads.states import LiveStates
 from heads.tasks import Task
 from xtrimo.backbone import Backbone
-from xtrimo.durable import write_text
+from xtrimo.durable import write_json
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import CheckpointError
 
@@ -136,8 +136,3 @@ def load_head(folder: Path, facts: HeadFacts, model: Backbone) -> Predictor:
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{folder / HEAD_WEIGHTS} does not fit: {error}") from error
     return predictor.to(model.device).eval()
-
-
-def write_json(path: Path, content: object) -> None:
-    """Replace a file as a whole."""
-    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -18,6 +18,7 @@ from heads.proteingym import METRICS, Assay, Figures, average, figures, read_ass
 from heads.variants import Method, score_variants, usual_direction, usual_method
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions
+from xtrimo.durable import write_json
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.fasta import numbered_lines, open_text
 from xtrimo.likelihood import Reading
@@ -76,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> None:
         own = figures(assay, _scores(options, model, assay))
         measured.append((assay, own))
         print("\t".join((assay.name, str(own.num_variants), *(f"{getattr(own, m):.4f}" for m in METRICS))), flush=True)
-    (options.out / SUMMARY).write_text(json.dumps(_without_nan(summary(measured)), indent=1) + "\n", encoding="utf-8")
+    write_json(options.out / SUMMARY, _without_nan(summary(measured)))
     _report(measured)
 
 
@@ -141,8 +142,7 @@ def _settle(options: ZeroshotOptions) -> None:
         if changed := [name for name in settings if before.get(name) != settings[name]]:
             raise DataError(f"{options.out} was scored with other {', '.join(changed)}; choose another --out")
         return
-    options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_json(path, settings)
 
 
 def _report(measured: list[tuple[Assay, Figures]]) -> None:

@@ -1,5 +1,6 @@
 """Small files that are whole or not there, whatever happens while they are written."""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,11 @@ def write_text(path: Path, text: str) -> None:
     sync(work)
     work.rename(path)
     sync(path.parent)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace the content of a file by this, as indented JSON."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def sync(path: Path) -> None:

@@ -197,10 +197,7 @@ class GLM(nn.Module):
                 the output layer reads.
             input_gradient: scale of the gradient that reaches the embedding (GLM-130B, section 3.2: 0.1 calms it).
         """
-        count = len(self.blocks) + 1
-        if not all(-count <= i < count for i in layers):
-            raise ConfigError(f"layers {layers} of a model of {count - 1} blocks: each lies in -{count}..{count - 1}")
-        wanted = [i % count for i in layers]
+        wanted = counted_from_start(layers, len(self.blocks))
         x = self.embedding(tokens)
         if input_gradient != 1.0:
             x = torch.lerp(x.detach(), x, input_gradient)  # the value stays the same to the bit
@@ -212,6 +209,18 @@ class GLM(nn.Module):
                 states[layer + 1] = x
         states[len(self.blocks)] = self.final_norm(x)
         return [states[i] for i in wanted]
+
+
+def counted_from_start(layers: tuple[int, ...], num_blocks: int) -> list[int]:
+    """The places 0..num_blocks that `hidden` is asked for.
+
+    Raises:
+        ConfigError: a layer that the model does not have.
+    """
+    count = num_blocks + 1
+    if not all(-count <= i < count for i in layers):
+        raise ConfigError(f"layers {layers} of a model of {num_blocks} blocks: each lies in -{count}..{num_blocks}")
+    return [i % count for i in layers]
 
 
 def draw_weight(name: str, shape: tuple[int, ...], config: GLMConfig, seed: int) -> Tensor:

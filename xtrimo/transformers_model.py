@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from xtrimo.attention import Attend
-from xtrimo.errors import CheckpointError, ConfigError, MissingExtraError
-from xtrimo.model import Hidden
+from xtrimo.errors import CheckpointError, MissingExtraError
+from xtrimo.model import Hidden, counted_from_start
 from xtrimo.objectives import IGNORE, Example
 from xtrimo.tokens import AMINO_ACIDS, RESIDUES, encode_residues
 
@@ -216,10 +216,7 @@ class TransformersModel(nn.Module):
             ConfigError: a layer it does not have.
         """
         blocks = self.blocks()
-        count = len(blocks) + 1
-        if not all(-count <= i < count for i in layers):
-            raise ConfigError(f"layers {layers} of a model of {count - 1} blocks: each lies in -{count}..{count - 1}")
-        wanted = [i % count for i in layers]
+        wanted = counted_from_start(layers, len(blocks))
         places = positions[:, 0]
         x = self.embed(tokens, places)[None]
         turn = self.turn(x, places[None])
@@ -228,7 +225,7 @@ class TransformersModel(nn.Module):
             x = block(x, position_embeddings=turn, attend=attend, layer=layer)
             if layer + 1 in wanted:
                 states[layer + 1] = x[0]
-        states[count - 1] = self.final_norm(x)[0]
+        states[len(blocks)] = self.final_norm(x)[0]
         return [states[i] for i in wanted]
 
     def logits(self, hidden: Hidden) -> Float[Tensor, "token vocab"]:
