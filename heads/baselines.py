@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from heads import composition, local_statistics, neighbours
+from heads import composition, local_statistics, neighbours, one_hot
 from heads.answers import Predictions
 from heads.rows import Dataset, Row
 from heads.tasks import Level
@@ -48,6 +48,7 @@ BASELINES = {
     "letters": Baseline(
         summary="amino-acid pair and separation", levels=("pair",), predict=local_statistics.letters
     ),
+    "one_hot": Baseline(summary="pair head on one-hot residues", levels=("pair",), predict=one_hot.predict),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from heads import metrics
 from heads.adaptation import Method
 from heads.answers import Predictions
-from heads.finetune import PREDICTIONS, FinetuneOptions, find_data, finetune_on, load_plain
+from heads.finetune import FinetuneOptions, find_data, finetune_on, load_plain
 from heads.metrics import METRICS
 from heads.modules import Pooling
 from heads.rows import read
@@ -53,7 +53,7 @@ class BenchOptions:
     pooling: Pooling = "mean"
     """How a protein's states become one: their mean, or weighed by what is learned."""
     layers: tuple[int, ...] = (-1,)
-    """Whose states are read, side by side: 0 is the embedding, -1 the last."""
+    """Whose states, and for pairs attention maps, are read, side by side: 0 is the embedding, -1 the last."""
     epochs: float = 15.0
     """Passes over the training rows, at most."""
     batch_size: int = 16
@@ -86,9 +86,11 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One task of the table."""
+    """One line of the table: a task, or another way to have it from the same model."""
 
     task: Task
+    way: str = ""
+    """What answers in place of a trained head."""
     model: Estimate
     num_test: int
     twin: Estimate | None
@@ -138,7 +140,7 @@ def bench_tasks(options: BenchOptions) -> tuple[list[Line], dict[str, str]]:
     for number, which in enumerate(tasks, start=1):
         logger.info("%d of %d: %s", number, len(tasks), which.name)
         try:
-            lines.append(_run(which, options, twin))
+            lines.extend(_run(which, options, twin))
         except XtrimoError as error:
             logger.error("%s: %s", which.name, error)
             failed[which.name] = str(error)
@@ -159,8 +161,8 @@ def save_twin(options: BenchOptions) -> str | None:
     return str(folder)
 
 
-def _run(which: Task, options: BenchOptions, twin: str | None) -> Line:
-    """One task with the model and its twin, as far as it is not done already."""
+def _run(which: Task, options: BenchOptions, twin: str | None) -> list[Line]:
+    """One task with the model and its twin, as far as it is not done already; for contacts a second line."""
     path = find_data(options.data, which.name)
     dataset = read(path, which, seed=options.seed)
     logger.info("%s", dataset)
@@ -169,13 +171,23 @@ def _run(which: Task, options: BenchOptions, twin: str | None) -> Line:
         for model, kind in ((options.model, "model"), (twin, "twin"))
     )
     assert ours
+    lines = [_line(which, options.out, ours, theirs)]
+    if ours.get("regression"):
+        regressed = (theirs or {}).get("regression")
+        lines.append(_line(which, options.out, ours["regression"], regressed, way="regression of attention"))
+    return lines
+
+
+def _line(which: Task, out: Path, ours: dict[str, Any], theirs: dict[str, Any] | None, *, way: str = "") -> Line:
+    """The figures of the model and its twin, and how much better the model is by the predictions that they name."""
     gain = None
     if theirs:
-        said, random = (Predictions.load(options.out / which.name / kind / PREDICTIONS) for kind in ("model", "twin"))
+        said, random = (Predictions.load(out / which.name / kind / ours["predictions"]) for kind in ("model", "twin"))
         gain = metrics.difference(which.metric, said, random)
     return Line(
-        task=which, model=_estimate(ours), num_test=ours["num_test"], twin=_estimate(theirs) if theirs else None,
-        gain=gain, floors={name: _estimate(floor) for name, floor in ours["baselines"].items()},
+        task=which, way=way, model=_estimate(ours), num_test=ours["num_test"],
+        twin=_estimate(theirs) if theirs else None, gain=gain,
+        floors={name: _estimate(floor) for name, floor in ours.get("baselines", {}).items()},
     )  # fmt: skip
 
 
@@ -190,6 +202,7 @@ def table(lines: Iterable[Line], options: BenchOptions, failed: dict[str, str] |
     rows = [head, tuple("---" for _ in head)]
     for line in lines:
         name = line.task.name + " (proxy)" * line.task.proxy + " (partial)" * line.task.partial
+        name += f", {line.way}" if line.way else ""
         floors = ", ".join(f"{name} {floor.value:.3f}" for name, floor in line.floors.items())
         rows.append((
             name, line.task.metric, f"{line.num_test:,}", str(line.model), str(line.twin or "-"),
@@ -197,7 +210,7 @@ def table(lines: Iterable[Line], options: BenchOptions, failed: dict[str, str] |
         ))  # fmt: skip
     text = [f"# {options.method} on {options.model}, seed {options.seed}", ""]
     text += ["| " + " | ".join(row) + " |" for row in rows]
-    twinned = [line for line in lines if line.gain]
+    twinned = [line for line in lines if line.gain and not line.way]
     if twinned:
         surely = sum(line.gain.low > 0 for line in twinned if line.gain)
         text += ["", f"Better than random weights beyond luck (paired interval above 0): {surely} of {len(twinned)}."]

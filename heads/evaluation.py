@@ -67,20 +67,26 @@ def main(args: Sequence[str] | None = None) -> None:
     if leaks:
         print(f"  {leaks}")
     if options.out:
-        write(options.out, facts, dataset, predictions, estimates[which.metric], leaks)
+        write(options.out, facts, dataset, predictions, estimates, leaks)
 
 
 def write(
-    out: Path, facts: HeadFacts, dataset: Dataset, predictions: Predictions, estimate: Estimate, leaks: Leaks | None
+    out: Path,
+    facts: HeadFacts,
+    dataset: Dataset,
+    predictions: Predictions,
+    estimates: dict[str, Estimate],
+    leaks: Leaks | None,
 ) -> None:
-    """An evaluation as a folder, as a run of `finetune` has it."""
+    """An evaluation as a folder, as a run of `finetune` has it, and every metric that fits."""
     out.mkdir(parents=True, exist_ok=True)
     predictions.save(out / "predictions.npz")
     results: dict[str, Any] = {
-        "task": facts.task.name, "metric": facts.task.metric, **asdict(estimate), "num_test": len(dataset.test),
+        "task": facts.task.name, "metric": facts.task.metric, **asdict(estimates[facts.task.metric]),
+        "num_test": len(dataset.test),
         "model": facts.model, "model_hash": facts.model_hash, "method": facts.method, "seed": facts.seed,
         "data_hash": data_hash(dataset), "left_out": dataset.left_out, "num_cut": dataset.num_cut,
         "classes": list(facts.classes), "leaks": leaks.to_dict() if leaks else {}, "baselines": {},
-        "predictions": "predictions.npz",
+        "metrics": {name: asdict(estimate) for name, estimate in estimates.items()}, "predictions": "predictions.npz",
     }  # fmt: skip
     write_json(out / "results.json", results)

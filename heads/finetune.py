@@ -11,6 +11,10 @@ is not repeated:
     head.json ...      the head and all it takes to predict with it (`head_directory`)
     predictions.npz    what it says of the test rows
     results.json       the task's metric with its 95 % interval, the same of simple baselines, leaks; written last
+
+For contacts the head reads attention maps of the asked layers beside their states, and results.json has a second
+figure, regression: that of the logistic regression of all attention maps (`contacts`), made of the model as it comes,
+before anything is trained; what it says is in regression.npz.
 """
 
 import json
@@ -25,7 +29,7 @@ import torch
 import torch.distributed as dist
 from tyro.conf import Positional
 
-from heads import baselines, metrics
+from heads import baselines, contacts, metrics
 from heads.adaptation import Method, adapt, freeze_unused, shares_by_depth
 from heads.cache import CachedStates, CacheKey, cached_states
 from heads.head_directory import HeadFacts, save_head
@@ -36,19 +40,23 @@ from heads.molecules import NUM_BITS, kind_of
 from heads.predictor import Predictor
 from heads.rows import Dataset, data_hash, read
 from heads.selection import batches, class_weights, cropped, fewer, proteins
-from heads.states import LiveStates
+from heads.states import LiveStates, num_maps
 from heads.tasks import Columns, Level, Target, Task, custom_task, task
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions
 from xtrimo.durable import write_json
 from xtrimo.embedding import room
 from xtrimo.embedding_file import fingerprint
-from xtrimo.errors import ConfigError
+from xtrimo.errors import ConfigError, DataError
+from xtrimo.log import warn_once
+from xtrimo.model import GLM
+from xtrimo.prepacking import prepack
 from xtrimo.training import TrainingConfig, fit, ranks
 
 logger = logging.getLogger(__name__)
 
 RESULTS, SETTINGS, PREDICTIONS, TRAINING = "results.json", "settings.json", "predictions.npz", "training"
+REGRESSION = "regression.npz"
 RATES: dict[Method, float] = {"probe": 1e-3, "lora": 1e-4, "full": 5e-5}
 MOST_STEPS_UNSAVED = 500
 # What changes how a result is reached, and not the result.
@@ -84,7 +92,7 @@ class FinetuneOptions:
     pooling: Pooling = "mean"
     """How a protein's states become one: their mean, or weighed by what is learned."""
     layers: tuple[int, ...] = (-1,)
-    """Whose states are read, side by side: 0 is the embedding, -1 the last."""
+    """Whose states, and for pairs attention maps, are read, side by side: 0 is the embedding, -1 the last."""
     class_weights: bool = False
     """Let each class weigh the same in the loss, however rare."""
     epochs: float = 15.0
@@ -196,6 +204,7 @@ def finetune_on(dataset: Dataset, model: Backbone, options: FinetuneOptions) -> 
     settings = settings_of(options, dataset, model_hash)
     if finished := claim(out, settings):
         return finished
+    regression = _regression(dataset, model, options) if main_rank() else {}
     predictor = build(dataset, model, model_hash, options)
     config = options.training(len(dataset.train))
     shares = _shares(predictor, options)
@@ -204,7 +213,7 @@ def finetune_on(dataset: Dataset, model: Backbone, options: FinetuneOptions) -> 
         predictor, lambda _, rows: predictor.loss(rows), rows_of, config, out / TRAINING,
         validate=_validation(dataset, predictor) if dataset.valid else None, rate_of=lambda name: shares.get(name, 1.0),
     )  # fmt: skip
-    return _finish(dataset, predictor, settings, options)
+    return _finish(dataset, predictor, settings, options, regression)
 
 
 def settings_of(options: FinetuneOptions, dataset: Dataset, model_hash: str) -> dict[str, Any]:
@@ -241,18 +250,22 @@ def build(dataset: Dataset, model: Backbone, model_hash: str, options: FinetuneO
     pooled = options.pooling == "mean" and which.level in ("sequence", "molecule")
     assert isinstance(model, torch.nn.Module)
     source: LiveStates | CachedStates
+    maps = num_maps(model, options.layers, train[0].sequence) if which.level == "pair" else 0
+    if which.level == "pair" and not maps:
+        warn_once(logger, "layers %s of %s have no attention maps; the pair head reads states alone",
+            options.layers, options.model)  # fmt: skip
     if options.method == "probe":
         dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
         key = CacheKey(model_hash=model_hash, dtype=str(dtype), layers=options.layers, pooled=pooled)
         everything = proteins(which, [row for rows in dataset.splits.values() for row in rows])
-        source = cached_states(options.cache or options.out / "states", model.to(dtype), key, everything)
+        source = cached_states(options.cache or options.out / "states", model.to(dtype), key, everything, num_maps=maps)
     else:
         adapt(model, options.method, rank=options.rank, alpha=options.rank, seed=options.seed)
-        source = LiveStates(model, options.layers, pooled)
+        source = LiveStates(model, options.layers, pooled, maps=maps > 0)
     config = HeadConfig(
         level=which.level, width=model.width * len(options.layers), pooling=options.pooling,
         num_outputs=len(dataset.classes) if which.target == "classes" and which.level != "pair" else 1,
-        num_bits=NUM_BITS if which.level == "molecule" else 0,
+        num_maps=maps, num_bits=NUM_BITS if which.level == "molecule" else 0,
     )  # fmt: skip
     regression, molecule = which.target == "regression", which.level == "molecule"
     with torch.random.fork_rng([]):
@@ -281,8 +294,32 @@ def _validation(dataset: Dataset, predictor: Predictor) -> Callable[[torch.nn.Mo
     return lambda _: sign * metrics.figure(dataset.task.metric, predictor.predict(dataset.valid))
 
 
+def _regression(dataset: Dataset, model: Backbone, options: FinetuneOptions) -> dict[str, Any]:
+    """The figure of the regression of all attention maps, for results.json; empty where there is nothing to regress."""
+    which, layers = dataset.task, tuple(range(1, model.num_layers + 1))
+    if which.level != "pair" or not num_maps(model, layers, dataset.train[0].sequence):
+        return {}
+    reader = prepack(model) if isinstance(model, GLM) else model
+    try:
+        predictions, note = contacts.regress(
+            reader, dataset, lambda said: metrics.figure(which.metric, said), seed=options.seed
+        )
+    except DataError as error:
+        logger.warning("no regression of attention maps: %s", error)
+        return {}
+    predictions.save(options.out / REGRESSION)
+    return {
+        **asdict(metrics.evaluate(which.metric, predictions)), "num_test": len(dataset.test), "note": note,
+        "predictions": REGRESSION,
+    }  # fmt: skip
+
+
 def _finish(
-    dataset: Dataset, predictor: Predictor, settings: dict[str, Any], options: FinetuneOptions
+    dataset: Dataset,
+    predictor: Predictor,
+    settings: dict[str, Any],
+    options: FinetuneOptions,
+    regression: dict[str, Any],
 ) -> dict[str, Any]:
     """Test, and write all that is kept; on the main rank."""
     which, out = dataset.task, options.out
@@ -294,6 +331,8 @@ def _finish(
         "num_cut": dataset.num_cut, "split_rule": dataset.split_rule, "proxy": which.proxy, "partial": which.partial,
         "classes": list(dataset.classes), "predictions": PREDICTIONS,
     }  # fmt: skip
+    if regression:
+        results["regression"] = regression
     if main_rank():
         save_head(out, HeadFacts.of(dataset, predictor, settings), predictor)
         predictions.save(out / PREDICTIONS)

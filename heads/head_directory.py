@@ -1,7 +1,7 @@
 """A trained head as a directory: `head.json`, `head.safetensors`, and what was trained of the model under it.
 
     head.json            the task, the model by name and hash, the shape of the head, classes, scale, intervals
-    head.safetensors     weights of the head; mean and spread of the states
+    head.safetensors     weights of the head; mean and whitening of the states
     adapter/             lora: the adapter, as peft reads it
     backbone.safetensors full: the weights of the model
 
@@ -32,7 +32,7 @@ from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import CheckpointError
 
 HEAD, HEAD_WEIGHTS = "head.json", "head.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +126,7 @@ def load_head(folder: Path, facts: HeadFacts, model: Backbone) -> Predictor:
     assert isinstance(model, torch.nn.Module)
     load_adapted(model, facts.method, folder)
     pooled = facts.config.pooling == "mean" and facts.config.level in ("sequence", "molecule")
-    source = LiveStates(model, facts.layers, pooled)
+    source = LiveStates(model, facts.layers, pooled, maps=facts.config.num_maps > 0)
     predictor = Predictor(facts.task, source, facts.config, scale=facts.scale, molecules=facts.molecules)
     try:
         weights = load_file(folder / HEAD_WEIGHTS)

@@ -7,6 +7,8 @@ to each other.
 
 What is drawn is a protein with all it was asked: its label, all its residues, or all pairs of them.
 
+AUROC and AUPRC of more than two classes are the mean over the classes that are there, each against all others.
+
 Precision of contacts is the share of true ones among the L/k pairs held most likely, averaged over proteins; L is the
 length of the protein (Rao et al. 2020, bioRxiv 2020.12.15.422761).
 """
@@ -54,7 +56,7 @@ class Metric:
     title: str
     """As a table or an axis names it."""
     of: Of
-    """Labels of any number of classes, of two classes only, values, or contact maps."""
+    """Labels of any number of classes, of two only (which no metric asks for), values, or contact maps."""
     value: Callable[[Items], float]
     """The figure, by the library; NaN where it is not defined, as the AUROC of one class alone."""
     counted: Callable[[Items], Counted]
@@ -228,17 +230,34 @@ def _f1(items: Items) -> Counted:
     return count
 
 
-def _ordered(items: Items) -> Callable[[Counts], tuple[Float64[np.ndarray, "score"], Float64[np.ndarray, "score"]]]:
-    """How many of the two classes have each different score of class 1, the lowest first."""
-    scores, place = np.unique(items.prediction[:, 1], return_inverse=True)
-    is_one = items.truth == 1
+def _judged(items: Items) -> Int[np.ndarray, "class"]:
+    """The classes whose scores are ordered: of two the second, of more all that are there."""
+    return np.array([1]) if items.prediction.shape[1] == 2 else np.unique(items.truth)
 
-    def count(counts: Counts) -> tuple[Float64[np.ndarray, "score"], Float64[np.ndarray, "score"]]:
-        weights = counts[items.protein]
-        ones, both = (np.bincount(place, w, len(scores)) for w in (weights * is_one, weights))
+
+def _ordered(
+    items: Items,
+) -> Callable[[Counts], tuple[Float64[np.ndarray, "class score"], Float64[np.ndarray, "class score"]]]:
+    """For each judged class, how many items of it and of others have each different score, the lowest first."""
+    labels = _judged(items)
+    places = np.stack([np.unique(items.prediction[:, label], return_inverse=True)[1] for label in labels])
+    shape = len(labels), int(places.max()) + 1
+    flat = (places + shape[1] * np.arange(len(labels))[:, None]).ravel()
+    is_one = items.truth == labels[:, None]
+
+    def count(counts: Counts) -> tuple[Float64[np.ndarray, "class score"], Float64[np.ndarray, "class score"]]:
+        weights = np.broadcast_to(counts[items.protein], is_one.shape)
+        ones, both = (np.bincount(flat, w.ravel(), shape[0] * shape[1]).reshape(shape)
+                      for w in (weights * is_one, weights))  # fmt: skip
         return ones, both - ones
 
     return count
+
+
+def _mean_ratio(above: Float64[np.ndarray, "class"], below: Float64[np.ndarray, "class"]) -> float:
+    """Of the classes that have one; a draw may lack some."""
+    has_one = below > 0
+    return float((above[has_one] / below[has_one]).mean()) if has_one.any() else float("nan")
 
 
 def _auroc(items: Items) -> Counted:
@@ -247,8 +266,8 @@ def _auroc(items: Items) -> Counted:
 
     def count(counts: Counts) -> float:
         ones, zeros = ordered(counts)
-        below = np.cumsum(zeros) - zeros / 2
-        return float((ones * below).sum() / (ones.sum() * zeros.sum()))
+        below = np.cumsum(zeros, axis=1) - zeros / 2
+        return _mean_ratio((ones * below).sum(1), ones.sum(1) * zeros.sum(1))
 
     return count
 
@@ -257,10 +276,10 @@ def _auprc(items: Items) -> Counted:
     ordered = _ordered(items)
 
     def count(counts: Counts) -> float:
-        ones, zeros = (column[::-1] for column in ordered(counts))
-        found, taken = np.cumsum(ones), np.cumsum(ones + zeros)
+        ones, zeros = (columns[:, ::-1] for columns in ordered(counts))
+        found, taken = np.cumsum(ones, axis=1), np.cumsum(ones + zeros, axis=1)
         precision = np.divide(found, taken, out=np.zeros_like(found), where=taken > 0)
-        return float((ones * precision).sum() / ones.sum())
+        return _mean_ratio((ones * precision).sum(1), ones.sum(1))
 
     return count
 
@@ -296,11 +315,15 @@ def _spearman(items: Items) -> Counted:
     return count
 
 
-def _two_classes(figure: Callable[..., float]) -> Callable[[Items], float]:
-    """A figure of the score of class 1; NaN where only one of the two classes is there."""
-    return lambda items: (
-        figure(items.truth, items.prediction[:, 1]) if len(np.unique(items.truth)) == 2 else float("nan")
-    )
+def _against_others(figure: Callable[..., float]) -> Callable[[Items], float]:
+    """A figure of the scores of a class, averaged over the judged ones; NaN where there is one class alone."""
+
+    def value(items: Items) -> float:
+        if len(np.unique(items.truth)) < 2:
+            return float("nan")
+        return float(np.mean([figure(items.truth == label, items.prediction[:, label]) for label in _judged(items)]))
+
+    return value
 
 
 def _of_labels(figure: Callable[..., float]) -> Callable[[Items], float]:
@@ -332,9 +355,9 @@ METRICS = {
         value=_of_labels(partial(sklearn_metrics.f1_score, average="macro", zero_division=0)),
         counted=_f1,
     ),
-    "auroc": Metric(title="AUROC", of="two classes", value=_two_classes(sklearn_metrics.roc_auc_score), counted=_auroc),
+    "auroc": Metric(title="AUROC", of="classes", value=_against_others(sklearn_metrics.roc_auc_score), counted=_auroc),
     "auprc": Metric(
-        title="AUPRC", of="two classes", value=_two_classes(sklearn_metrics.average_precision_score), counted=_auprc
+        title="AUPRC", of="classes", value=_against_others(sklearn_metrics.average_precision_score), counted=_auprc
     ),
     "spearman": Metric(title="Spearman", of="values", value=_correlated(stats.spearmanr), counted=_spearman),
     "pearson": Metric(title="Pearson", of="values", value=_correlated(stats.pearsonr), counted=_pearson),

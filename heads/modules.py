@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from heads.answers import UNSCORED
-from heads.contacts import MIN_SEPARATION, correct_maps
+from heads.contacts import MIN_SEPARATION
+from heads.pair_maps import PairMaps
 from heads.tasks import Level, Task
 from xtrimo.errors import ConfigError
 
@@ -61,7 +62,7 @@ class HeadConfig:
     dropout: float = 0.1
     """Share of the MLP's units left out in training."""
     num_maps: int = 0
-    """Attention maps that a pair head is given, layers x heads."""
+    """Attention maps that a pair head is given, those of the asked layers; 0 for a model without."""
     num_bits: int = 0
     """Bits of a molecule's fingerprint."""
 
@@ -154,10 +155,8 @@ class PairHead(nn.Module):
         self.num_maps = config.num_maps
         self.mlp = MLP(3 * PAIR_WIDTH + config.num_maps, config, 1)
 
-    def forward(
-        self, states: States, lengths: Lengths, maps: Float[Tensor, "map length length"] | None = None
-    ) -> Float[Tensor, "length length"]:
-        """Logits of a contact; `maps` are attention maps as the model gave them, all layers and heads.
+    def forward(self, states: States, lengths: Lengths, maps: PairMaps | None = None) -> Float[Tensor, "length length"]:
+        """Logits of a contact; `maps` as `pair_maps` lays them out.
 
         Raises:
             ConfigError: more than one protein, or maps where the head was built without or the reverse.
@@ -165,17 +164,16 @@ class PairHead(nn.Module):
         self._check(lengths, maps)
         length = len(states)
         residues = self.project(self.norm(states))
-        if maps is not None:
-            maps = correct_maps(maps.float())
-            maps = maps / maps.std((1, 2), keepdim=True).clamp(min=1e-9)  # from map to map they differ a thousandfold
         first, second = torch.triu_indices(length, length, device=states.device)
+        num_chunks = -(-len(first) // PAIRS_AT_ONCE)
+        chunks = [None] * num_chunks if maps is None else maps.split(PAIRS_AT_ONCE)
         # The layers of a pair are formed anew on the way back, so that the memory of training is that of one chunk.
         read: Callable[..., Tensor] = self._chunk
         parts = [
-            checkpoint(read, residues, maps, i, j, use_reentrant=False)
+            checkpoint(read, residues, m, i, j, use_reentrant=False)
             if torch.is_grad_enabled()
-            else read(residues, maps, i, j)
-            for i, j in zip(first.split(PAIRS_AT_ONCE), second.split(PAIRS_AT_ONCE), strict=True)
+            else read(residues, m, i, j)
+            for m, i, j in zip(chunks, first.split(PAIRS_AT_ONCE), second.split(PAIRS_AT_ONCE), strict=True)
         ]
         logits = torch.cat(parts)
         upper = logits.new_zeros(length, length).index_put((first, second), logits)
@@ -184,20 +182,20 @@ class PairHead(nn.Module):
     def _chunk(
         self,
         residues: Float[Tensor, "length small"],
-        maps: Float[Tensor, "map length length"] | None,
+        maps: PairMaps | None,
         first: Int64[Tensor, "pair"],
         second: Int64[Tensor, "pair"],
     ) -> Float[Tensor, "pair"]:
         one, other = residues[first], residues[second]
         features = [one * other, (one - other).abs(), self.separation(bucket(second - first))]
         if maps is not None:
-            features.append(maps[:, first, second].T)
+            features.append(maps.to(one.dtype))
         return self.mlp(torch.cat(features, dim=1))[:, 0]
 
     def _check(self, lengths: Lengths, maps: Tensor | None) -> None:
         if len(lengths) != 1:
             raise ConfigError(f"a pair head reads one protein at a time, got {len(lengths)}")
-        given = 0 if maps is None else len(maps)
+        given = 0 if maps is None else maps.shape[1]
         if given != self.num_maps:
             raise ConfigError(f"a pair head built for {self.num_maps} attention maps was given {given}")
 

@@ -1,7 +1,4 @@
-"""Pictures of results, by matplotlib: bars, confusion matrix, calibration, scatter, contact map.
-
-Colours are those of Okabe and Ito, which the colour-blind tell apart; floors are grey.
-"""
+"""Pictures of results, by matplotlib: bars, confusion matrix, calibration, scatter, contact map."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,14 +9,12 @@ from jaxtyping import Float64, Int
 from heads.answers import UNSCORED, Predictions
 from heads.contacts import MIN_SEPARATION
 from heads.metrics import contact_precision
+from xtrimo.figures import COLOURS, GREY, blank
 from xtrimo.intervals import Estimate
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-GREY = "#b5b5b5"
 MAX_CLASSES = 20
 MAX_WRITTEN = 10  # classes up to which each cell of a confusion matrix is written out
 NUM_BINS = 10
@@ -39,7 +34,7 @@ def bars(figures: Mapping[str, Mapping[str, Estimate]], floors: Sequence[str], l
     models = list(dict.fromkeys(name for row in figures.values() for name in row if name not in floors))
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(models)}
     num_bars = sum(map(len, figures.values()))
-    figure, axes = _blank(8.5, 1.4 + 0.21 * (num_bars + len(figures)))
+    figure, axes = blank(8.5, 1.4 + 0.21 * (num_bars + len(figures)))
     ticks, place = [], 0.0
     for row in figures.values():
         ordered = sorted(row, key=lambda name: name in floors)  # models first
@@ -78,7 +73,7 @@ def confusion(predictions: Predictions, classes: Sequence[str]) -> "Figure":
     counts = np.zeros((num, num))
     np.add.at(counts, (place[truth], place[said]), 1)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axes = _blank(2.6 + 0.42 * num, 2.1 + 0.38 * num)
+    figure, axes = blank(2.6 + 0.42 * num, 2.1 + 0.38 * num)
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     slope = dict(rotation=45, ha="right", rotation_mode="anchor") if max(map(len, names)) > 3 else {}
     axes.set_xticks(range(num), names, **slope)
@@ -101,7 +96,7 @@ def calibration(predictions: Predictions, classes: Sequence[str]) -> "Figure":
     else:
         belief, is_so, what = said.max(1), said.argmax(1) == truth, "the predicted class"
     expected, found, share = calibration_bins(belief, is_so)
-    figure, axes = _blank(4.8, 4.6)
+    figure, axes = blank(4.8, 4.6)
     axes.plot([0, 1], [0, 1], color="#7f7f7f", linewidth=1, linestyle="--", label="calibrated")
     axes.plot(expected, found, color=COLOURS[0], marker="o", label=f"{NUM_BINS} bins of equal size")
     error = float((share * np.abs(expected - found)).sum())
@@ -129,7 +124,7 @@ def calibration_bins(
 
 def scatter(predictions: Predictions, title: str) -> "Figure":
     """Each prediction against what was measured; where there are many, how many fall where."""
-    figure, axes = _blank(5.2, 4.6)
+    figure, axes = blank(5.2, 4.6)
     x, y = predictions.truth, predictions.prediction
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
     margin = 0.04 * (high - low) or 1.0
@@ -152,7 +147,7 @@ def contact_maps(predictions: Predictions) -> "Figure":
     one = predictions.take(np.array([middle]))
     length = int(one.length[0])
     truth, said = (values.reshape(length, length) for values in (one.truth, one.prediction))
-    figure, (left, right) = _blank(9.4, 4.7, columns=2)
+    figure, (left, right) = blank(9.4, 4.7, columns=2)
     apart = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
     brightest = max(0.02, float(np.quantile(said[apart >= min(MIN_SEPARATION, length - 1)], 0.995)))
     frame = (0.5, length + 0.5, length + 0.5, 0.5)  # residues are counted from 1
@@ -180,12 +175,3 @@ def _chosen(truth: Any, said: Any, length: int) -> tuple[Int[np.ndarray, "pair"]
     first, second = first[known], second[known]
     top = np.argsort(-said[first, second], kind="stable")[: max(1, length // 5)]
     return first[top], second[top]
-
-
-def _blank(width: float, height: float, columns: int = 1) -> tuple["Figure", Any]:
-    """A figure of so many inches, and its axes."""
-    from matplotlib.figure import Figure  # without pyplot: no window system, no state to leave behind
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes: Axes | np.ndarray[Any, Any] = figure.subplots(1, columns)
-    return figure, axes

@@ -4,8 +4,9 @@
     two_sequences   each chain is read on its own       pair      a map of length x length a protein, one by one
     molecule        the fingerprint goes in beside
 
-States may be turned to mean 0 and spread 1, measured on the training set, which a head on frozen states needs to learn
-at one rate from any model. Values are standardised on the training set as well, and given back in their own unit.
+Frozen states may be whitened, as measured on the training set: mean 0, and the same spread in every direction. What
+tells proteins apart is often a direction in which states hardly differ, and gradient descent at one rate would not find
+it. Values are standardised on the training set as well, and given back in their own unit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,15 +17,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heads.answers import UNSCORED, Predictions
-from heads.cache import CachedStates
 from heads.modules import HeadConfig, Scale, build_head, loss
 from heads.molecules import Kind, fingerprints
 from heads.rows import Row
-from heads.states import Lengths, LiveStates, States
+from heads.states import Lengths, Source, States
 from heads.tasks import Task
+from heads.whitening import zca
 
 Outputs = Float[Tensor, "*item"] | list[Float[Tensor, "length length"]]
 AT_ONCE = 4096  # residues that predictions are made for at a time
+MEASURED = 20_000  # states that whitening is measured on
 
 
 class Predictor(nn.Module):
@@ -40,12 +42,12 @@ class Predictor(nn.Module):
     """
 
     shift: Float[Tensor, "dim"]
-    spread: Float[Tensor, "dim"]
+    whitening: Float[Tensor, "dim dim"]
 
     def __init__(
         self,
         task: Task,
-        source: LiveStates | CachedStates,
+        source: Source,
         config: HeadConfig,
         *,
         scale: Scale | None = None,
@@ -57,30 +59,35 @@ class Predictor(nn.Module):
         self.scale, self.molecules, self.class_weights = scale, molecules, class_weights
         self.head = build_head(config)
         self.register_buffer("shift", torch.zeros(config.width))
-        self.register_buffer("spread", torch.ones(config.width))
+        self.register_buffer("whitening", torch.eye(config.width))
 
     def states(self, sequences: Sequence[str]) -> tuple[States, Lengths]:
         """As the head reads them."""
         states, lengths = self.source(sequences)
-        return (states.to(self.shift.dtype) - self.shift) / self.spread, lengths
+        return self._whitened(states), lengths
+
+    def _whitened(self, states: States) -> States:
+        with torch.autocast(states.device.type, enabled=False):
+            whitened: States = (states.to(self.shift.dtype) - self.shift) @ self.whitening
+        return whitened
 
     def measure(self, sequences: Sequence[str]) -> None:
-        """Turn states to mean 0 and spread 1 from here on, as these proteins have them before."""
-        total, squares, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift), 0
+        """Whiten states from here on, as those of these proteins, or of 20,000 residues of them, would have it."""
+        order = np.random.default_rng(0).permutation(len(sequences))
+        states: list[States] = []
         with torch.no_grad():
-            for start in range(0, len(sequences), 256):
-                states, _ = self.source(sequences[start : start + 256])
-                total, squares = total + states.double().sum(0), squares + states.double().square().sum(0)
-                count += len(states)
-            mean = total / count
-            self.shift.copy_(mean)
-            # a number that never changes stays 0
-            self.spread.copy_((squares / count - mean**2).clamp_min(1e-12).sqrt())
+            for start in range(0, len(order), 64):
+                states.append(self.source([sequences[i] for i in order[start : start + 64]])[0].float().cpu())
+                if sum(map(len, states)) >= MEASURED:
+                    break
+        shift, matrix = zca(torch.cat(states)[:MEASURED].double().numpy())
+        self.shift.copy_(torch.from_numpy(shift))
+        self.whitening.copy_(torch.from_numpy(matrix))
 
     def forward(self, rows: Sequence[Row]) -> Outputs:
         """What the head says of these rows; maps one by one for pairs."""
         if self.task.level == "pair":
-            return [self.head(*self.states([row.sequence])) for row in rows]
+            return [self._contacts(row.sequence) for row in rows]
         states, lengths = self.states([row.sequence for row in rows])
         if self.task.level == "two_sequences":
             return self.head(states, lengths, *self.states([row.second for row in rows]))
@@ -88,6 +95,11 @@ class Predictor(nn.Module):
             bits = fingerprints([row.second for row in rows], kind=self.molecules, num_bits=self.config.num_bits)
             return self.head(states, lengths, torch.from_numpy(bits).to(states.device))
         return self.head(states, lengths)
+
+    def _contacts(self, sequence: str) -> Float[Tensor, "length length"]:
+        states, maps = self.source.of_pairs(sequence)
+        logits: Tensor = self.head(self._whitened(states), torch.tensor([len(states)]), maps)
+        return logits
 
     def loss(self, rows: Sequence[Row]) -> tuple[Tensor, float]:
         """The sum of the losses of these rows, and what it weighs: proteins, scored residues, or class weights."""

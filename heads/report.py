@@ -20,18 +20,17 @@ from heads import pictures
 from heads.answers import Predictions
 from heads.leaks import Overlap
 from heads.metrics import METRICS
-from heads.pages import Section, to_html, to_markdown
 from heads.tasks import EXTRAS, TASKS
 from xtrimo.errors import DataError, XtrimoError
+from xtrimo.figures import save
 from xtrimo.intervals import Estimate
 from xtrimo.log import warn_once
+from xtrimo.pages import Section, to_html, to_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
-
-DPI = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,7 +213,7 @@ def _bars(results: Sequence[Result], out: Path) -> Iterator[tuple[str, Path]]:
             groups.setdefault(axis, {})[f"{task}\n{title}"] = defined
     for number, (axis, group) in enumerate(groups.items()):
         path = out / f"bars{number or ''}.png"
-        yield f"{axis}, by task", _save(pictures.bars(group, _floors(results), axis), path)
+        yield f"{axis}, by task", save(pictures.bars(group, _floors(results), axis), path)
 
 
 def _pictures(result: Result, out: Path) -> Iterator[tuple[str, Path]]:
@@ -233,12 +232,7 @@ def _pictures(result: Result, out: Path) -> Iterator[tuple[str, Path]]:
         figures["confusion"] = pictures.confusion(predictions, classes)
         figures["calibration"] = pictures.calibration(predictions, classes)
     for what, figure in figures.items():
-        yield f"{what} of {result.task}, {result.model}", _save(figure, out / f"{stem}-{what}.png")
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    figure.savefig(path, dpi=DPI)
-    return path
+        yield f"{what} of {result.task}, {result.model}", save(figure, out / f"{stem}-{what}.png")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from heads.rows import Dataset, Row
@@ -45,15 +45,34 @@ def cropped(dataset: Dataset, most: int) -> Dataset:
 
 
 def fewer(dataset: Dataset, most: int, seed: int) -> Dataset:
-    """The data set with at most so many rows of each split, in their order; 0 leaves it as it is."""
+    """The data set with at most so many rows of each split, in their order; 0 leaves it as it is.
 
-    def drawn(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    Of rows to train on that have a class each, as large a share of every class is drawn, and one row at least while
+    there are no more classes than `most`. Rows to judge on are drawn at random, so that figures stay fair.
+    """
+
+    def drawn(rows: tuple[Row, ...], shares: bool = False) -> tuple[Row, ...]:
         if not most or len(rows) <= most:
             return rows
-        places = np.random.default_rng(seed).choice(len(rows), most, replace=False)
+        rng = np.random.default_rng(seed)
+        places = _of_each_class(rows, most, rng) if shares else rng.choice(len(rows), most, replace=False)
         return tuple(rows[i] for i in np.sort(places))
 
-    return replace(dataset, train=drawn(dataset.train), valid=drawn(dataset.valid), test=drawn(dataset.test))
+    has_classes = dataset.task.target == "classes" and dataset.task.level not in ("residue", "pair")
+    return replace(
+        dataset, train=drawn(dataset.train, has_classes), valid=drawn(dataset.valid), test=drawn(dataset.test)
+    )
+
+
+def _of_each_class(rows: Sequence[Row], most: int, rng: np.random.Generator) -> Int64[np.ndarray, "chosen"]:
+    """Places of rows: those of a class of n, in random order, stand at 0, 1/n, 2/n ..., and the lowest are taken."""
+    order = rng.permutation(len(rows))
+    labels = np.array([rows[i].label for i in order])
+    stand = np.empty(len(rows))
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        stand[own] = np.arange(len(own)) / len(own)
+    return order[np.argsort(stand, kind="stable")[:most]]
 
 
 def class_weights(dataset: Dataset) -> Float[Tensor, "class"]:

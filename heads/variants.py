@@ -8,6 +8,11 @@ M masked, and the sum over them of log p(mutant) - log p(wild type) is the score
 substitutions alone. A pass is shared by all variants of the same positions. A protein that is longer than the model
 reads is cut around the positions; where they lie further apart than that, each has a window of its own.
 
+masked-alone: the same, each position of M masked alone, the others shown as in the wild type; what ProteinGym's script
+for ESM calls masked marginals. One pass for each position that any variant changes, whatever the number of variants.
+
+wild-type-marginals: the same with nothing masked (wt-marginals there). One pass in all.
+
 pseudo: the pseudo-likelihood of the whole protein, less that of the wild type, for insertions and deletions under a
 model that fills masks; as many passes as residues.
 """
@@ -33,7 +38,7 @@ from xtrimo.model import GLM
 from xtrimo.objectives import Example
 from xtrimo.scoring import iter_scores
 
-Method = Literal["likelihood", "masked-marginals", "pseudo"]
+Method = Literal["likelihood", "masked-marginals", "masked-alone", "wild-type-marginals", "pseudo"]
 Places = tuple[int, ...]
 """Positions from 0, in order."""
 
@@ -66,8 +71,8 @@ def score_variants(
     method = method or usual_method(model, assay)
     if method not in get_args(Method):
         raise ConfigError(f"no method {method!r}; known: {', '.join(get_args(Method))}")
-    if method == "masked-marginals":
-        return _masked_marginals(model, assay)
+    if method != "likelihood" and method != "pseudo":
+        return _marginals(model, assay, method)
     if method == "likelihood":
         direction = direction or usual_direction(model)
     names = ("wild type",) if assay.wild_type else ()
@@ -78,21 +83,19 @@ def score_variants(
     return totals[1:] - totals[0] if assay.wild_type else totals
 
 
-def _masked_marginals(model: Backbone, assay: Assay) -> Float64[np.ndarray, "variant"]:
+def _marginals(model: Backbone, assay: Assay, method: Method) -> Float64[np.ndarray, "variant"]:
     if model.mask is None:
-        raise ConfigError("this model never predicted a <mask>, so it has no masked marginals; use likelihood")
+        raise ConfigError(f"this model never predicted a <mask>, so it has no {method}; use likelihood")
     if not assay.is_substitution:
-        raise ConfigError(f"{assay.name} has insertions or deletions, which have no masked marginals; use pseudo")
-    groups: dict[Places, list[int]] = {}
-    for i, variant in enumerate(assay.variants):
-        groups.setdefault(tuple(sorted(m.position - 1 for m in variant.mutations or ())), []).append(i)
-    groups.pop((), None)  # the wild type itself
+        raise ConfigError(f"{assay.name} has insertions or deletions, which have no {method}; use pseudo")
+    groups = _groups(assay, method)
     letters = "".join(
         sorted({letter for v in assay.variants for m in v.mutations or () for letter in m.wild + m.mutant})
     )
     column = {letter: i for i, letter in enumerate(letters)}
     scores = np.zeros(len(assay.variants))
-    for places, said in _passes(model, assay.wild_type, list(groups), letters):
+    shows_all = method == "wild-type-marginals"
+    for places, said in _passes(model, assay.wild_type, list(groups), letters, shows_all=shows_all):
         for i in groups[places]:
             for m in assay.variants[i].mutations or ():
                 if m.position - 1 in said:
@@ -101,10 +104,27 @@ def _masked_marginals(model: Backbone, assay: Assay) -> Float64[np.ndarray, "var
     return scores
 
 
+def _groups(assay: Assay, method: Method) -> dict[Places, list[int]]:
+    """Positions that are asked in one pass -> the variants that it is asked for."""
+    groups: dict[Places, list[int]] = {}
+    for i, variant in enumerate(assay.variants):
+        places = tuple(sorted(m.position - 1 for m in variant.mutations or ()))
+        for own in [places] if method == "masked-marginals" else [(place,) for place in places]:
+            groups.setdefault(own, []).append(i)
+    groups.pop((), None)  # the wild type itself
+    if method != "wild-type-marginals" or not groups:
+        return groups
+    return {tuple(sorted(place for (place,) in groups)): list(range(len(assay.variants)))}
+
+
 def _passes(
-    model: Backbone, wild_type: str, groups: list[Places], letters: str
+    model: Backbone, wild_type: str, groups: list[Places], letters: str, *, shows_all: bool
 ) -> Iterator[tuple[Places, dict[int, Float64[np.ndarray, "letter"]]]]:
-    """For each group of positions, once or more: what the model says at some of them, in nats for each letter."""
+    """For each group of positions, once or more: what the model says at some of them, in nats for each letter.
+
+    Args:
+        shows_all: mask none of them.
+    """
     if not letters:
         return
     before, after = model.words_around
@@ -118,7 +138,10 @@ def _passes(
     shown = [
         (places, start, asked) for places in groups for start, asked in windows(len(wild_type), places, room(model))
     ]
-    examples = (_masked(model, wild_type[start : start + room(model)], start, places) for places, start, _ in shown)
+    examples = (
+        _masked(model, wild_type[start : start + room(model)], start, () if shows_all else places)
+        for places, start, _ in shown
+    )
     for (places, start, asked), (_, values) in zip(shown, run(model, examples, nats), strict=True):
         yield places, {place: values[before + place - start].astype(np.float64) for place in asked}
 

@@ -19,6 +19,7 @@ from heads.variants import Method, score_variants, usual_direction, usual_method
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions
 from xtrimo.durable import write_json
+from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.fasta import numbered_lines, open_text
 from xtrimo.likelihood import Reading
@@ -42,7 +43,9 @@ class ZeroshotOptions(ModelOptions):
     """ProteinGym's reference file: wild types, proteins and kinds of selection."""
     method: Method | None = None
     """likelihood: of the whole protein, for a model that generates. masked-marginals: the mutated positions of the wild
-    type masked. pseudo: each residue masked in turn. By default the first that model and assay allow."""
+    type masked, all of a variant at once. masked-alone: one by one, as ProteinGym's script for ESM does.
+    wild-type-marginals: none masked. pseudo: each residue masked in turn. By default likelihood, masked-marginals or
+    pseudo: the first that model and assay allow."""
     direction: Reading | None = None
     """Of a likelihood: forward, reverse, or both. By default all that the model was trained in."""
     limit: int | None = None
@@ -65,11 +68,11 @@ def main(args: Sequence[str] | None = None) -> None:
     reference = read_reference(options.reference) if options.reference else {}
     files = _files(options.assays)
     model = options.load()
+    _settle(options, fingerprint(model))
     if isinstance(model, GLM):
         from xtrimo.prepacking import prepack
 
         model = prepack(model)
-    _settle(options)
     print("\t".join(("assay", "num_variants", *METRICS)), flush=True)
     measured = []
     for file in files:
@@ -128,18 +131,18 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _settle(options: ZeroshotOptions) -> None:
-    """Note how this folder is scored, or refuse to go on in one that was scored otherwise.
+def _settle(options: ZeroshotOptions, model_hash: str) -> None:
+    """Note how this folder is scored, or refuse to go on in one that was scored otherwise; a model may have moved.
 
     Raises:
-        DataError: other settings there.
+        DataError: other settings there, or another model.
     """
     facts = {name: value for name, value in asdict(options).items() if name not in ("assays", "out", "device")}
-    settings = json.loads(json.dumps(facts, default=str))
+    settings = json.loads(json.dumps(facts | {"model_hash": model_hash}, default=str))
     path = options.out / SETTINGS
     if path.is_file():
         before = json.loads(path.read_text("utf-8"))
-        if changed := [name for name in settings if before.get(name) != settings[name]]:
+        if changed := [name for name in settings if name != "model" and before.get(name) != settings[name]]:
             raise DataError(f"{options.out} was scored with other {', '.join(changed)}; choose another --out")
         return
     write_json(path, settings)

@@ -126,6 +126,7 @@ def fit(
     *,
     validate: Validate | None = None,
     rate_of: Callable[[str], float] = lambda name: 1.0,
+    alone: bool = False,
 ) -> Progress:
     """Train the weights of `module` that ask for a gradient, or go on where a run of this folder was killed.
 
@@ -136,6 +137,7 @@ def fit(
         batches: the items of a step, at least one for each rank; called on every rank.
         validate: on the main rank; the weights of its highest figure are kept.
         rate_of: the share of the learning rate that the weight of this name gets.
+        alone: this process trains by itself, though it is one of several ranks.
 
     Raises:
         ConfigError: nothing to train, fewer items than ranks, or a folder with a run of another config.
@@ -143,7 +145,7 @@ def fit(
         TrainingError: a gradient that is no longer a number.
     """
     folder = Path(folder)
-    stepper = _Stepper(module, loss, config, rate_of)
+    stepper = _Stepper(module, loss, config, rate_of, (0, 1) if alone else _rank_and_world())
     progress = _resume(folder, stepper)
     cuda = [stepper.device] if stepper.device.type == "cuda" else []
     with Monitor(folder, config.steps, progress.step, config.log_every) as monitor, torch.random.fork_rng(cuda):
@@ -189,10 +191,14 @@ def ranks(device: str | torch.device = "cpu") -> Iterator[tuple[int, int]]:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if on_cuda else "gloo")
     try:
-        yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        yield _rank_and_world()
     finally:
         if opened:
             dist.destroy_process_group()
+
+
+def _rank_and_world() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class _Summed(nn.Module):
@@ -209,13 +215,20 @@ class _Summed(nn.Module):
 class _Stepper:
     """Module and optimizer of one rank, and one step."""
 
-    def __init__(self, module: nn.Module, loss: Loss, config: TrainingConfig, rate_of: Callable[[str], float]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        config: TrainingConfig,
+        rate_of: Callable[[str], float],
+        rank_and_world: tuple[int, int],
+    ) -> None:
         self.module, self.config = module, config
         self.weights = trained(module)
         if not self.weights:
             raise ConfigError("no weight of the module asks for a gradient, so there is nothing to train")
         self.device = next(iter(self.weights.values())).device
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = rank_and_world
         summed = _Summed(module, loss)
         self.summed = DistributedDataParallel(summed) if self.world > 1 else summed
         groups: dict[tuple[float, float], list[Tensor]] = {}

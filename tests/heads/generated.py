@@ -1,11 +1,13 @@
 """Data sets made up for tests, whose labels follow from the sequences by simple rules, one for each level."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from heads.rows import Dataset, Row
-from heads.tasks import Columns, Level, Target, Task, custom_task
+from heads.tasks import UNSCORED, Columns, Level, Target, Task, custom_task
 from xtrimo.testing import toy_sequences
 
 HYDROPHOBIC = frozenset("AILMFVWC")
@@ -72,3 +74,36 @@ def mix(rng: np.random.Generator) -> np.ndarray:
     """Shares of four hydrophobic residues and of four that are not."""
     high = rng.uniform(0.1, 0.9)
     return np.repeat([high / 4, (1 - high) / 4], 4)
+
+
+def made_table(task: Task, folder: Path, *, num: int = 64, seed: int = 0) -> Path:
+    """A table with the columns of a known task, and labels of its kind; contacts are those of chains of an archive."""
+    rng = np.random.default_rng(seed)
+    short, long = (8, 14) if task.max_length < 100 else (30, 60)
+    proteins = toy_sequences(num, seed=seed, min_length=short, max_length=long)
+    words = task.classes or tuple("abcde")
+    seconds = {
+        "two_sequences": toy_sequences(4, seed=seed + 1, min_length=34, max_length=34),
+        "molecule": [";".join(pair) for pair in (("water", "ATP"), ("NAD", "ethanol"), ("glucose", "ATP"))],
+    }.get(task.level, [""])
+    splits = [("train", "train", "train", "valid", "test")[i % 5] for i in range(num)]
+    columns = [column for column in ("sequence", "second", "label", "split") if getattr(task.columns, column)]
+    with (folder / f"{task.name}.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([getattr(task.columns, column) for column in columns])
+        for i, (protein, split) in enumerate(zip(proteins, splits, strict=True)):
+            if task.level == "pair":
+                label = f"chain{i}"
+            elif task.level == "residue":
+                label = "".join(rng.choice([*words, UNSCORED], size=len(protein)))
+            else:
+                label = f"{rng.normal():.3f}" if task.target == "regression" else words[i // 5 % len(words)]
+            cells = dict(sequence=protein, second=seconds[i % len(seconds)], label=label, split=split)
+            table.writerow([cells[column] for column in columns])
+    if task.level == "pair":
+        lengths = np.array([len(protein) for protein in proteins])
+        np.savez(
+            folder / "chains.npz", chain_id=[f"chain{i}" for i in range(num)], length=lengths, seq=proteins,
+            split=splits, xyz=rng.uniform(0, 25, (lengths.sum(), 4, 3)).astype(np.float32),
+        )  # fmt: skip
+    return folder / f"{task.name}.csv"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heads import baselines, composition, local_statistics, neighbours
+from heads import baselines, composition, local_statistics, neighbours, one_hot
 from heads.answers import UNSCORED
 from heads.baselines import BASELINES, for_task, run
 from heads.composition import shares
@@ -33,7 +33,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "tasks"
 )
 def test_every_floor_answers_every_row(level: Level, target: Target) -> None:
     dataset = made_dataset(level, target)
-    assert len(for_task(dataset)) == 2
+    assert len(for_task(dataset)) == (3 if level == "pair" else 2)
     for name in for_task(dataset):
         answer = run(name, dataset)
         assert len(answer.predictions.length) == len(dataset.test) == len(answer.rows)
@@ -207,6 +207,30 @@ def test_contacts_by_separation_and_letters() -> None:
     assert first[0, 30] == first[10, 40] == first[40, 10] == pytest.approx(np.mean(pairs), abs=0.02)
     assert first[0, 10] > first[0, 30]
     assert figure("precision@L/10", letters) > figure("precision@L/10", separation) + 0.2
+
+
+def test_a_pair_head_learns_of_letters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which touch, whatever the model; of few proteins, and of each once."""
+    dataset = Dataset(
+        task=made_task("pair"), train=contact_rows(200, 1), valid=(), test=contact_rows(20, 2), classes=("0", "1")
+    )
+    answer = run("one_hot", dataset)
+    assert (
+        figure("precision@L/10", answer.predictions)
+        > figure("precision@L/10", run("separation", dataset).predictions) + 0.2
+    )
+    assert "of 200 proteins, each read once" in answer.note
+    monkeypatch.setattr(one_hot, "NUM_PROTEINS", 30)
+    fewer = run("one_hot", dataset)
+    assert "of 30 proteins" in fewer.note
+    assert not np.allclose(fewer.predictions.prediction, answer.predictions.prediction)
+
+
+def test_one_hot_residues() -> None:
+    states, lengths = one_hot.OneHot()(["LLX", "A"])  # L 0, A 1: the letters by frequency
+    assert states.argmax(1).tolist() == [0, 0, 20, 1] and states.sum() == 4 and lengths.tolist() == [3, 1]
+    alone, maps = one_hot.OneHot().of_pairs("LLX")
+    assert alone.tolist() == states[:3].tolist() and maps is None
 
 
 def test_pairs_without_a_label_are_not_counted() -> None:

@@ -1,6 +1,7 @@
 """Many tasks with one model: a table, gone on with after a kill."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from heads import bench, finetune
 from heads.bench import BenchOptions, bench_tasks
+from heads.tasks import task
 from tests.heads.generated import made_dataset
 from tests.heads.test_finetune import csv_file
 from xtrimo import checkpoint
@@ -44,6 +46,25 @@ def test_a_table_of_all(options: BenchOptions) -> None:
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
     assert len(rows) == 4 and {len(row) for row in rows} == {7}
     assert f"At least as good as every baseline: {sum(bool(line.reaches_floors) for line in lines)} of 2." in table
+
+
+def test_contacts_have_a_second_line(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The regression of attention, of the model and of its twin; it counts as no task of its own."""
+    made = replace(made_dataset("pair", num=12), task=task("contact_map"))
+    monkeypatch.setattr(bench, "read", lambda *_, **__: made)
+    (options.data / "contact_map.csv").touch()
+    asked = replace(options, tasks=("contact_map",), epochs=1.0)
+    (head, regression), failed = bench_tasks(asked)
+    assert not failed and (head.way, regression.way) == ("", "regression of attention")
+    assert set(head.floors) == {"separation", "letters", "one_hot"} and not regression.floors
+    ours, twin = (json.loads((options.out / f"contact_map/{kind}/results.json").read_text())["regression"]
+                  for kind in ("model", "twin"))  # fmt: skip
+    assert regression.twin and regression.gain
+    assert (regression.model.value, regression.twin.value) == (ours["value"], twin["value"])
+    assert regression.gain.value == pytest.approx(ours["value"] - twin["value"])
+    table = (options.out / "bench.md").read_text()
+    assert "| contact_map, regression of attention | precision@L/5 |" in table
+    assert "of 1." in table and "of 2." not in table
 
 
 def test_the_twin_is_the_same_model_drawn_anew(options: BenchOptions) -> None:

@@ -72,6 +72,36 @@ def test_a_file_is_for_one_model_and_one_list(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.h5"))) == 4
 
 
+def with_maps(folder: Path, layers: tuple[int, ...] = (0, 2, -1)) -> cache.CachedStates:
+    read = model()
+    num_maps = 4 * sum(layer != 0 for layer in layers)
+    return cached_states(folder, read, key(read, layers=layers), PROTEINS, num_maps=num_maps)
+
+
+def test_maps_are_those_of_the_model(tmp_path: Path) -> None:
+    cached, live = with_maps(tmp_path), LiveStates(model(), (0, 2, -1), False, maps=True)
+    for protein in (PROTEINS[7], PROTEINS[3], PROTEINS[39]):
+        states, maps = cached.of_pairs(protein)
+        with torch.no_grad():
+            expected, expected_maps = live.of_pairs(protein)
+        assert maps is not None and maps.shape == (len(protein) * (len(protein) + 1) // 2, 8)
+        np.testing.assert_allclose(states, expected, rtol=1e-3, atol=2e-5)
+        np.testing.assert_allclose(maps, expected_maps, rtol=2e-3, atol=2e-3)
+
+
+def test_maps_are_a_file_of_their_own(tmp_path: Path) -> None:
+    """The states are shared with runs that read no maps."""
+    read = model()
+    without = cached_states(tmp_path, read, key(read), PROTEINS)
+    assert without.of_pairs(PROTEINS[0])[1] is None
+    with counting() as residues:
+        with_maps(tmp_path, (-1,))
+    assert len(list(tmp_path.glob("*.h5"))) == 2 and residues == [sum(map(len, PROTEINS))]
+    with counting() as residues:
+        with_maps(tmp_path, (-1,))
+    assert residues == [0]
+
+
 def test_it_is_hdf5_anybody_reads(tmp_path: Path) -> None:
     read = model()
     cached = cached_states(tmp_path, read, key(read), PROTEINS)
@@ -107,6 +137,35 @@ t.embedding_parts.PART_RESIDUES = 300
 with t.counting(700):
     t.cached_states(Path({folder!r}), t.model(), t.key(t.model()), t.PROTEINS)
 """
+
+
+DYING_WITH_MAPS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_cache as t
+t.embedding_parts.PART_RESIDUES = 3000
+with t.counting(500):
+    t.with_maps(Path({folder!r}), (0, -1))
+"""
+
+
+def test_a_kill_among_maps_loses_one_part(tmp_path: Path) -> None:
+    """Once the states of these layers are there, and some of the maps."""
+    states_first = model()
+    cached_states(tmp_path, states_first, key(states_first, layers=(0, -1)), PROTEINS)
+    code = DYING_WITH_MAPS.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding_parts, "PART_RESIDUES", 3000)
+        with counting() as read:
+            cached = with_maps(tmp_path, (0, -1))
+        assert 0 < read[0] < sum(map(len, PROTEINS)) - 200
+        expected = with_maps(tmp_path / "whole", (0, -1))
+    for protein in PROTEINS:
+        maps, whole = cached.of_pairs(protein)[1], expected.of_pairs(protein)[1]
+        assert maps is not None and whole is not None and torch.equal(maps, whole)
 
 
 def test_a_kill_loses_one_part(tmp_path: Path) -> None:

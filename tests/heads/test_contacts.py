@@ -1,14 +1,17 @@
 """Contacts from attention, against formulas written out and a model whose one head looks at contacts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from heads import contacts
 from heads.answers import Predictions
-from heads.contacts import ContactRegression, correct_maps, corrected_attentions, fit, predict
-from heads.metrics import evaluate
-from heads.rows import Row
+from heads.contacts import ContactRegression, correct_maps, corrected_attentions, fit, predict, regress
+from heads.metrics import evaluate, figure
+from heads.rows import Dataset, Row
+from tests.heads.generated import made_task
 from xtrimo.errors import DataError
 from xtrimo.model import GLM
 from xtrimo.testing import toy_config, toy_sequences
@@ -71,6 +74,41 @@ def test_a_penalty_leaves_maps_out(one_telling_map: list[Row]) -> None:
     model = GLM(toy_config())
     strong = fit(model, one_telling_map[:6], penalty=5.0)
     assert (strong.weights != 0).sum() < (fit(model, one_telling_map[:6], penalty=0.01).weights != 0).sum()
+
+
+def dataset_of(train: list[Row], valid: list[Row], test: list[Row]) -> Dataset:
+    return Dataset(
+        task=made_task("pair"), train=tuple(train), valid=tuple(valid), test=tuple(test), classes=("0", "1")
+    )  # fmt: skip
+
+
+def test_the_penalty_is_the_one_valid_likes_best(one_telling_map: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Valid alone is asked, and of what each penalty says; the test proteins are told by the one chosen."""
+    monkeypatch.setattr(contacts, "NUM_PROTEINS", 4)
+    dataset = dataset_of(one_telling_map[:6], one_telling_map[6:9], one_telling_map[9:])
+    model, asked = GLM(toy_config()), []
+
+    def likes(number: int) -> Any:
+        def judged(said: Predictions) -> float:
+            asked.append(said)
+            return float(len(asked) % len(contacts.PENALTIES) == number)
+
+        return judged
+
+    for number, penalty in enumerate(contacts.PENALTIES, start=1):
+        predictions, note = regress(model, dataset, likes(number % len(contacts.PENALTIES)))
+        assert f"penalty {penalty:g}, chosen on 3 proteins" in note and "fitted on 4 proteins" in note
+        expected = predict(fit(model, dataset.train, num_proteins=4, penalty=penalty), model, dataset.test)
+        np.testing.assert_array_equal(predictions.prediction, expected.prediction)
+    assert all(said.length.tolist() == [len(row.sequence) for row in dataset.valid] for said in asked)
+    assert len({said.prediction.tobytes() for said in asked}) == len(contacts.PENALTIES)
+
+
+def test_the_published_penalty_without_valid(one_telling_map: list[Row]) -> None:
+    dataset = dataset_of(one_telling_map[:6], [], one_telling_map[6:])
+    predictions, note = regress(GLM(toy_config()), dataset, lambda said: pytest.fail("there is nothing to judge"))
+    assert "penalty 0.15, chosen on 0 proteins, " in note
+    assert figure("precision@L/5 sep6", predictions) > 0.5
 
 
 def test_probabilities_are_the_logistic_function(one_telling_map: list[Row]) -> None:

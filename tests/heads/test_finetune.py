@@ -74,6 +74,72 @@ def test_a_model_is_trained_with_its_head(tmp_path: Path, level: Any, target: An
         assert same == ["output.weight"]
 
 
+@pytest.mark.parametrize("method", ["probe", "lora", "full"])
+def test_contacts_are_read_from_attention(tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps of the asked layers go into the head, and beside its figure stands that of the regression of all."""
+    made = made_dataset("pair", num=24)
+    asked = options(tmp_path, "pair", method=method, epochs=1.0, layers=(0, 2, -1), baselines=True)
+    results = finetune_on(made, model(), asked)
+    assert HeadFacts.read(tmp_path).config.num_maps == 8
+    assert set(results["baselines"]) == {"separation", "letters", "one_hot"}
+    regression = results["regression"]
+    assert regression["low"] <= regression["value"] <= regression["high"]
+    assert "of 16 maps; fitted on 20 proteins" in regression["note"] and "chosen on 12 proteins" in regression["note"]
+    said = Predictions.load(tmp_path / regression["predictions"])
+    np.testing.assert_array_equal(said.truth, Predictions.load(tmp_path / "predictions.npz").truth)
+
+
+def test_the_regression_is_of_the_model_as_it_comes(tmp_path: Path) -> None:
+    made = made_dataset("pair", num=24)
+    found = [
+        finetune_on(made, model(), options(tmp_path / method, "pair", method=method, epochs=0.5))["regression"]
+        for method in ("probe", "full")
+    ]  # fmt: skip
+    assert found[0] == found[1]
+
+
+def test_a_model_without_maps_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = made_dataset("pair", num=8)
+    finetune_on(made, model(), options(tmp_path, "pair", epochs=1.0, layers=(0,)))
+    assert HeadFacts.read(tmp_path).config.num_maps == 0
+    assert "layers (0,) of toy have no attention maps; the pair head reads states alone" in caplog.text
+
+
+def looking_at_contacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the last block's first head look where residues touch, by the rule of the generated data."""
+    seen: list[str] = []
+    tokenize, hidden = GLM.tokenize, GLM.hidden
+
+    def remembered(self: GLM, sequence: str, *, name: str = "sequence") -> Any:
+        seen.append(sequence)
+        return tokenize(self, sequence, name=name)
+
+    def told(self: GLM, tokens: Any, positions: Any, attend: Any, **more: Any) -> Any:
+        def looking(layer: int, q: Any, k: Any, v: Any) -> Any:
+            if layer == 3 and len(q) == len(seen[-1]) + 1:
+                q, k = torch.zeros_like(q), torch.zeros_like(k)
+                letters = torch.tensor([ord(letter) % 7 for letter in seen[-1]])
+                q[:-1, 0, :7] = 20 * torch.nn.functional.one_hot(letters, 7).float()
+                k[:-1, 0, :7] = torch.nn.functional.one_hot(-letters % 7, 7).float()
+            return attend(layer, q, k, v)
+
+        states = hidden(self, tokens, positions, looking, **more)
+        return [torch.zeros_like(state) for state in states]
+
+    monkeypatch.setattr(GLM, "tokenize", remembered)
+    monkeypatch.setattr(GLM, "hidden", told)
+
+
+def test_what_only_attention_tells_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States are zero, and so nothing but maps can tell."""
+    looking_at_contacts(monkeypatch)
+    made = made_dataset("pair", num=24)
+    asked = options(tmp_path / "with", "pair", epochs=6.0, learning_rate=1e-2, batch_size=4)
+    knowing = finetune_on(made, model(), asked)["value"]
+    blind = finetune_on(made, model(), replace(asked, out=tmp_path / "without", layers=(0,)))["value"]
+    assert knowing > 0.85 > 0.4 > blind
+
+
 @pytest.mark.parametrize("level, target", [case[:2] for case in CASES])
 def test_a_head_learns_its_training_rows(tmp_path: Path, level: Any, target: Any) -> None:
     """With shuffled labels (but for maps), of which nothing but the rows themselves tells."""

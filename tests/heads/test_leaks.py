@@ -1,5 +1,6 @@
 """Copies and near copies, on proteins mutated to a known identity."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heads.leaks import Leaks, find_leaks
+from heads.leaks import Leaks, Overlap, find_leaks
 from heads.rows import Dataset, Row
-from heads.tasks import Columns, Task, custom_task
-from xtrimo.errors import DataError
+from heads.tasks import Columns, Level, Task, custom_task
+from xtrimo.errors import XtrimoError
 from xtrimo.fasta import Record, write_fasta
 from xtrimo.tokens import AMINO_ACIDS
 
@@ -99,17 +100,87 @@ def test_variants_of_one_protein_are_quick() -> None:
     assert leaks.overlaps[0].num_near + leaks.overlaps[0].num_copies == leaks.overlaps[0].num_proteins
 
 
-def test_two_inputs_are_a_copy_together() -> None:
-    a = proteins(2, 10)
-    pairs = custom_task("pairs", level="two_sequences", target="classes", columns=Columns(second="b"))
-    train = dataset([a[0]], [], [], pairs, second="ACD")
-    test = dataset([], [], a, pairs, second="GGG")
-    both = Dataset(task=pairs, train=train.train, valid=(), test=test.test, classes=("a", "b"))
-    overlap = find_leaks(both, method="5-mer sketch").overlaps[0]
-    assert (overlap.num_copies, overlap.num_near) == (0, 1)
-    same = Dataset(task=pairs, train=test.test[:1], valid=(), test=test.test, classes=("a", "b"))
-    overlap = find_leaks(same, method="5-mer sketch").overlaps[0]
-    assert (overlap.num_copies, overlap.num_near) == (1, 0)
+def pairs(train: list[tuple[str, str]], test: list[tuple[str, str]], level: Level = "two_sequences") -> Dataset:
+    made = custom_task("pairs", level=level, target="classes", columns=Columns(second="b"))
+    rows = [
+        tuple(Row(sequence=one, second=two, label=0, name=f"{split}{i}") for i, (one, two) in enumerate(both))
+        for split, both in (("train", train), ("test", test))
+    ]
+    return Dataset(task=made, train=rows[0], valid=(), test=rows[1], classes=("a", "b"))
+
+
+def counts(leaks: Leaks) -> list[tuple[str, int, int, int]]:
+    return [(own.of, own.num_proteins, own.num_copies, own.num_near) for own in leaks.overlaps]
+
+
+def test_of_two_inputs_the_pair_and_either_side_are_judged() -> None:
+    a, b, new = proteins(4, 10), proteins(4, 11), proteins(2, 12)
+    train = [(a[0], b[0]), (a[1], b[1]), (a[2], b[2])]
+    test = [
+        (a[0], b[0]),  # a copy of the pair
+        (a[0], b[0]),  # again
+        (a[1], b[2]),  # both known, as another pair
+        (mutated(a[1], 0.8), b[0]),  # a near copy and a copy
+        (mutated(a[2], 0.8), new[0]),  # one known
+        (new[1], mutated(b[1], 0.8)),  # the other known
+    ]
+    assert counts(find_leaks(pairs(train, test), method="5-mer sketch")) == [
+        ("test pairs", 5, 1, 2), ("test first proteins", 5, 2, 2), ("test second proteins", 4, 2, 1)
+    ]  # fmt: skip
+
+
+def test_peptides_on_molecules_that_repeat_by_design() -> None:
+    molecules = proteins(5, 13, 34)
+    peptides = sorted(set(proteins(60, 14, 9)))
+    train = [(peptide, molecules[i % 5]) for i, peptide in enumerate(peptides[:50])]
+    close = [peptides[0][:4] + "W" + peptides[0][5:], peptides[1] + "A", peptides[2][1:]]
+    test = [(peptide, molecules[i % 5]) for i, peptide in enumerate((*peptides[50:], *close))]
+    leaks = find_leaks(pairs(train, test))
+    assert counts(leaks) == [
+        ("test pairs", 13, 0, 3), ("test first proteins", 13, 0, 3), ("test second proteins", 5, 5, 0)
+    ]  # fmt: skip
+    assert leaks.method.startswith("one edit, ")
+    assert str(leaks).endswith(
+        "): 0 copies and 3 new pairs of known proteins of 13 test pairs in train or valid;"
+        " 0 copies and 3 near copies (one edit) of 13 test first proteins in train or valid;"
+        " 5 copies and 0 near copies of 5 test second proteins in train or valid"
+    )
+
+
+def test_a_molecule_makes_another_pair_of_the_same_protein() -> None:
+    a = proteins(3, 15)
+    leaks = find_leaks(
+        pairs([(a[0], "CCO"), (a[1], "CCN")], [(a[0], "CCO"), (a[1], "CCO"), (a[2], "CCN")], "molecule"),
+        method="5-mer sketch",
+    )
+    assert counts(leaks) == [("test pairs", 3, 1, 1), ("test proteins", 3, 2, 0)]
+
+
+def test_variants_are_told_by_their_mutations(tmp_path: Path) -> None:
+    """At once, and without a search that would find a near copy for each."""
+    wild = proteins(1, 16)[0]
+
+    def variant(*places: int) -> str:
+        letters = list(wild)
+        for place in places:
+            letters[place] = "A" if wild[place] != "A" else "C"
+        return "".join(letters)
+
+    train = [variant(i) for i in range(20)]
+    test = [variant(0), variant(0, 1), variant(40), variant(5, 50, 60), wild]  # 0, 1, 2, 2, 1 mutations from train
+    leaks = find_leaks(dataset(train, [], test))
+    (overlap,) = leaks.overlaps
+    assert (leaks.method, overlap.within_mutations) == ("counted mutations", (1, 3, 5))
+    assert (overlap.num_proteins, overlap.num_copies, overlap.num_near) == (5, 1, 4)
+    assert str(overlap) == (
+        "variants of one protein: 1 copies of 5 test in train or valid; mutations from the nearest there:"
+        " 60.0 % within 1, all within 2"
+    )
+    assert Overlap(**json.loads(json.dumps(leaks.to_dict()))["overlaps"][0]).within_mutations == [1, 3, 5]
+    near = [mutated(wild, 0.8), variant(40), *proteins(3, 17)]
+    write_fasta(tmp_path / "corpus.fasta", (Record(f"c{i}", sequence) for i, sequence in enumerate(near)))
+    in_corpus = find_leaks(dataset(train, [], test), corpus=tmp_path / "corpus.fasta").overlaps[1]
+    assert (in_corpus.num_proteins, in_corpus.num_copies, in_corpus.num_near) == (5, 1, 4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -136,21 +207,20 @@ def test_mmseqs_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     (tmp_path / "mmseqs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    leaks = find_leaks(dataset(["MKV", "MKL"], [], ["GGS", "GGT"]))
+    made = proteins(4, 18, 40)
+    leaks = find_leaks(dataset(made[:2], [], made[2:]))
     assert leaks.method == "mmseqs2" and leaks.overlaps[0].num_near == 1
     assert leaks.overlaps[0].examples[0] == ("test1", "train0", 0.6)
     asked = (tmp_path / "asked").read_text()
-    assert "easy-search" in asked and "--min-seq-id 0.5" in asked and ">0\nGGS\n>1\nGGT\n" in asked
+    assert "easy-search" in asked and "--min-seq-id 0.5" in asked and f">0\n{made[2]}\n>1\n{made[3]}\n" in asked
     (tmp_path / "mmseqs").write_text("#!/bin/sh\necho out of disk >&2\nexit 3\n")
-    with pytest.raises(DataError, match="mmseqs failed with status 3: out of disk"):
-        find_leaks(dataset(["MKV"], [], ["GGS"]))
+    with pytest.raises(XtrimoError, match="mmseqs failed with status 3: out of disk"):
+        find_leaks(dataset(made[:1], [], made[1:2]))
     (tmp_path / "mmseqs").unlink()
-    with pytest.raises(DataError, match="mmseqs2 is not installed"):
+    with pytest.raises(XtrimoError, match="mmseqs2 is not installed"):
         find_leaks(dataset(["MKV"], [], ["GGS"]), method="mmseqs2")
-    assert find_leaks(dataset(["MKV"], [], ["GGS"])).method == "5-mer sketch"
+    assert find_leaks(dataset(made[:1], [], made[1:2])).method == "5-mer sketch"
 
 
 def test_results_are_json(tmp_path: Path) -> None:
-    import json
-
     assert json.loads(json.dumps(find_leaks(dataset(["MKV"], [], ["MKV"]), method="5-mer sketch").to_dict()))

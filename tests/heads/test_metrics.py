@@ -1,5 +1,7 @@
 """Metrics against scikit-learn and scipy, the counted forms against proteins written out as often as drawn."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jaxtyping
@@ -54,12 +56,18 @@ def of_contacts(*, num: int = 12, seed: int = 0, skill: float = 2.0) -> Predicti
     return Predictions(truth=truth, prediction=truth * skill + rng.normal(size=len(truth)), length=length)
 
 
+def one_against_rest(figure: Callable[..., float], t: np.ndarray, p: np.ndarray) -> float:
+    """Of two classes the second's; of more the mean over those there."""
+    judged = [1] if p.shape[1] == 2 else [label for label in range(p.shape[1]) if (t == label).any()]
+    return float(np.mean([figure(t == label, p[:, label]) for label in judged]))
+
+
 REFERENCES = {
     "accuracy": lambda t, p: sk.accuracy_score(t, p.argmax(1)),
     "mcc": lambda t, p: sk.matthews_corrcoef(t, p.argmax(1)),
     "f1": lambda t, p: sk.f1_score(t, p.argmax(1), average="macro"),
-    "auroc": lambda t, p: sk.roc_auc_score(t, p[:, 1]),
-    "auprc": lambda t, p: sk.average_precision_score(t, p[:, 1]),
+    "auroc": lambda t, p: sk.roc_auc_score(t, p, multi_class="ovr"),
+    "auprc": partial(one_against_rest, sk.average_precision_score),
     "spearman": lambda t, p: stats.spearmanr(t, p).statistic,
     "pearson": lambda t, p: stats.pearsonr(t, p).statistic,
     "rmse": lambda t, p: np.sqrt(((t - p) ** 2).mean()),
@@ -68,7 +76,7 @@ REFERENCES = {
 
 def example(name: str) -> Predictions:
     of = METRICS[name].of
-    return {"classes": of_classes, "two classes": lambda: of_classes(num_classes=2), "values": of_values}[of]()
+    return {"classes": of_classes, "values": of_values}[of]()
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -92,6 +100,22 @@ def test_a_draw_is_the_figure_of_the_proteins_drawn(name: str) -> None:
     counted = metric.counted(Items(predictions.truth, predictions.prediction, np.arange(80), 80))
     ours = [counted(c.astype(float)) for c, _ in zip(drawn_counts(80, seed=3), range(200), strict=False)]
     np.testing.assert_allclose(ours, draws, atol=1e-9)
+
+
+@pytest.mark.parametrize("name, figure", [("auroc", sk.roc_auc_score), ("auprc", sk.average_precision_score)])
+def test_areas_of_two_classes_and_of_classes_that_are_missing(name: str, figure: Callable[..., float]) -> None:
+    two = of_classes(num_classes=2)
+    assert evaluate(name, two).value == pytest.approx(figure(two.truth, two.prediction[:, 1]))
+    few = of_classes(num=40, num_classes=9)
+    truth = np.where(few.truth == 4, 5, few.truth)  # no item of class 4
+    missing = Predictions(truth=truth, prediction=few.prediction, length=few.length)
+    estimate = evaluate(name, missing)
+    assert estimate.value == pytest.approx(one_against_rest(figure, truth, few.prediction))
+    counted = METRICS[name].counted(Items(truth, few.prediction, np.arange(40), 40))
+    for counts, _ in zip(drawn_counts(40, seed=5), range(50), strict=False):  # some draw lacks a class
+        drawn = np.repeat(np.arange(40), counts)
+        expected = one_against_rest(figure, truth[drawn], few.prediction[drawn])
+        assert counted(counts.astype(float)) == pytest.approx(expected)
 
 
 def test_residues_without_a_label_do_not_count() -> None:
@@ -190,11 +214,12 @@ def test_a_draw_of_one_class_alone_is_left_out() -> None:
 
 
 def test_metrics_are_for_what_they_are_for() -> None:
-    assert applicable(of_classes()) == ["accuracy", "mcc", "f1"]
-    assert applicable(of_classes(num_classes=2)) == ["accuracy", "mcc", "f1", "auroc", "auprc"]
+    for num_classes in (2, 3):
+        predictions = of_classes(num_classes=num_classes)
+        assert applicable(predictions) == ["accuracy", "mcc", "f1", "auroc", "auprc"]
     assert applicable(of_values()) == ["spearman", "pearson", "rmse"]
     assert len(applicable(of_contacts())) == 13
-    with pytest.raises(ConfigError, match="auroc is a metric of two classes, the predictions are of values; try one"):
+    with pytest.raises(ConfigError, match="auroc is a metric of classes, the predictions are of values; try one"):
         evaluate("auroc", of_values())
     with pytest.raises(ConfigError, match="no metric 'auc'; known: accuracy, mcc"):
         evaluate("auc", of_values())

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads import modules
-from heads.contacts import correct_maps
 from heads.modules import HeadConfig, Pool, Scale, bucket, build_head, loss, padded, places, protein_of
+from heads.pair_maps import pair_rows
 from heads.tasks import Level
 from tests.heads.generated import made_task
 from xtrimo.errors import ConfigError
@@ -123,14 +123,12 @@ def test_the_chains_attend_to_each_other() -> None:
 def pair_by_hand(module: nn.Module, x: Tensor, maps: Tensor | None) -> Tensor:
     """Pair by pair."""
     small = module.project(module.norm(x))
-    if maps is not None:
-        maps = correct_maps(maps)
-        maps = maps / torch.stack([one.std() for one in maps])[:, None, None]
+    place = {pair: number for number, pair in enumerate((i, j) for i in range(len(x)) for j in range(i, len(x)))}
     logits = torch.empty(len(x), len(x))
     for i in range(len(x)):
         for j in range(len(x)):
             features = [small[i] * small[j], (small[i] - small[j]).abs(), module.separation(torch.tensor(abs(i - j)))]
-            features += [] if maps is None else [maps[:, i, j]]
+            features += [] if maps is None else [maps[place[min(i, j), max(i, j)]]]
             logits[i, j] = module.mlp(torch.cat(features))[0]
     return logits
 
@@ -139,7 +137,7 @@ def pair_by_hand(module: nn.Module, x: Tensor, maps: Tensor | None) -> Tensor:
 def test_pairs(num_maps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module = head("pair", num_maps=num_maps)
     x, lengths = states(torch.tensor([9])), torch.tensor([9])
-    maps = torch.rand(num_maps, 9, 9).softmax(-1) if num_maps else None
+    maps = pair_rows(torch.rand(num_maps, 9, 9).softmax(-1)) if num_maps else None
     expected = pair_by_hand(module, x, maps)
     torch.testing.assert_close(module(x, lengths, maps), expected)
     torch.testing.assert_close(expected, expected.T)
@@ -175,7 +173,7 @@ def test_a_pair_head_says_what_it_needs() -> None:
     with pytest.raises(ConfigError, match="built for 6 attention maps was given 0"):
         head("pair", num_maps=6)(states(torch.tensor([4])), torch.tensor([4]))
     with pytest.raises(ConfigError, match="built for 0 attention maps was given 2"):
-        head("pair")(states(torch.tensor([4])), torch.tensor([4]), torch.ones(2, 4, 4))
+        head("pair")(states(torch.tensor([4])), torch.tensor([4]), torch.ones(10, 2))
     with pytest.raises(ConfigError, match="needs the bits"):
         HeadConfig(level="molecule", width=3)
 

@@ -77,8 +77,11 @@ def test_residues_are_letters(tmp_path: Path) -> None:
     assert set(last[1][:read]) <= {"0", "1"} and last[1][read:] == "-" * (len(long) - read)
 
 
-def test_contacts_are_pairs(tmp_path: Path) -> None:
-    made = trained(tmp_path, "pair", "classes")
+@pytest.mark.parametrize("method", ["probe", "lora"])
+def test_contacts_are_pairs(tmp_path: Path, method: Any) -> None:
+    """By the attention maps of the live model, which in a probe's training came from a file."""
+    made = trained(tmp_path, "pair", "classes", method)
+    assert HeadFacts.read(tmp_path / "run").config.num_maps == 4
     row = made.test[0]
     head, *lines = predict(tmp_path, [(row.name, row.sequence)])
     assert head == ["name", "first", "second", "probability"] and len(lines) == len(row.sequence)
@@ -145,6 +148,22 @@ def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again["value"] == pytest.approx(run["value"], abs=1e-3) and again["num_test"] == 8
     evaluation.main([str(tmp_path / "run"), "--data", str(table), "--every"])
     assert "32 rows" in capsys.readouterr().out
+
+
+def test_contacts_are_evaluated_by_every_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the paper, more than 6 apart, among them."""
+    made = trained(tmp_path, "pair", "classes")
+    (tmp_path / "made.csv").touch()
+    monkeypatch.setattr(evaluation, "read", lambda *_, **__: made)
+    evaluation.main([
+        str(tmp_path / "run"), "--data", str(tmp_path / "made.csv"), "--out", str(tmp_path / "again"), "--no-leaks"
+    ])  # fmt: skip
+    run, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "again"))
+    said = [Predictions.load(tmp_path / name / "predictions.npz").prediction for name in ("run", "again")]
+    np.testing.assert_allclose(*said, atol=5e-3)  # the run read states and maps in half precision
+    assert again["value"] == pytest.approx(run["value"], abs=0.02)  # one pair of 56
+    assert again["metrics"]["precision@L/5"]["value"] == again["value"]
+    assert again["metrics"]["precision@L/5 sep7"]["low"] <= again["metrics"]["precision@L/5 sep7"]["value"]
 
 
 def test_evaluate_keeps_the_order_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

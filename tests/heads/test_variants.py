@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from heads.proteingym import Assay, Mutation, Variant
-from heads.variants import score_variants, usual_method, windows
+from heads.variants import _masked, score_variants, usual_method, windows
 from xtrimo.errors import ConfigError
 from xtrimo.model import GLM
 from xtrimo.scoring import score
@@ -38,13 +38,15 @@ def assay(wild: str = WILD) -> Assay:
     return Assay(name="a", variants=tuple(variants), wild_type=wild)
 
 
-def by_hand(model: GLM, shown: str, start: int, variant: Variant, asked: set[int]) -> float:
-    """Sum over `asked` of log p(mutant) - log p(wild type), the variant's positions masked in `shown`."""
+def by_hand(
+    model: GLM, shown: str, start: int, variant: Variant, asked: set[int], masked: set[int] | None = None
+) -> float:
+    """Sum over `asked` of log p(mutant) - log p(wild type), the variant's positions masked in `shown`, or others."""
     example = model.tokenize(shown)
     tokens = torch.from_numpy(example.tokens.copy()).long()
-    for m in variant.mutations:
-        if 0 <= m.position - 1 - start < len(shown):
-            tokens[m.position - 1 - start] = MASK  # an MLM row starts with the first residue
+    for place in {m.position - 1 for m in variant.mutations} if masked is None else masked:
+        if 0 <= place - start < len(shown):
+            tokens[place - start] = MASK  # an MLM row starts with the first residue
     segment = torch.tensor([[0, len(tokens), example.prefix]])
     with torch.inference_mode():
         logits = model(tokens, torch.from_numpy(example.positions).long(), segment)
@@ -66,6 +68,30 @@ def test_masked_marginals() -> None:
     assert np.ptp(got) > 0.1
 
 
+def test_marginals_of_the_official_script() -> None:
+    """Each position masked alone, or none, and the parts of a variant added up."""
+    model, held = glm(), assay()
+    places = [[m.position - 1 for m in v.mutations] for v in held.variants]
+    alone = [
+        sum(by_hand(model, WILD, 0, v, {p}, {p}) for p in own) for v, own in zip(held.variants, places, strict=True)
+    ]
+    shown = [by_hand(model, WILD, 0, v, set(own), set()) for v, own in zip(held.variants, places, strict=True)]
+    np.testing.assert_allclose(score_variants(model, held, method="masked-alone"), alone, atol=2e-5)
+    np.testing.assert_allclose(score_variants(model, held, method="wild-type-marginals"), shown, atol=2e-5)
+    assert not np.allclose(alone, shown, atol=1e-2)
+    assert not np.allclose(alone, score_variants(model, held, method="masked-marginals"), atol=1e-3)
+
+
+def test_a_pass_serves_all_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    monkeypatch.setattr("heads.variants._masked", lambda *args: counted.append(args[-1]) or _masked(*args))
+    held = assay()
+    for method, passes in (("masked-marginals", 5), ("masked-alone", 7), ("wild-type-marginals", 1)):
+        counted.clear()
+        score_variants(glm(), held, method=method)
+        assert len(counted) == passes
+
+
 def test_long_proteins_are_windowed() -> None:
     model = glm(max_length=22)  # 21 residues and <eos>
     held = assay()
@@ -74,6 +100,8 @@ def test_long_proteins_are_windowed() -> None:
     assert got[0] == pytest.approx(by_hand(model, WILD[:21], 0, first, {3}), abs=2e-5)
     expected = by_hand(model, WILD[:21], 0, apart, {7}) + by_hand(model, WILD[19:], 19, apart, {30})
     assert got[2] == pytest.approx(expected, abs=2e-5)
+    shown = score_variants(model, held, method="wild-type-marginals")
+    assert shown[0] == pytest.approx(by_hand(model, WILD[:21], 0, first, {3}, set()), abs=2e-5)
 
 
 def test_windows_hold_what_is_asked() -> None:
@@ -104,7 +132,7 @@ def test_indels() -> None:
     model = glm()
     totals = [-own.total_nll for own in score(model, [WILD + "GG", WILD[3:]], method="likelihood")]
     np.testing.assert_allclose(score_variants(model, held, direction="forward"), totals, atol=1e-4)
-    with pytest.raises(ConfigError, match="no masked marginals; use pseudo"):
+    with pytest.raises(ConfigError, match="no masked-marginals; use pseudo"):
         score_variants(model, held, method="masked-marginals")
     masked = glm(objectives=("mlm",))
     assert usual_method(masked, held) == "pseudo" and usual_method(masked, assay()) == "masked-marginals"
@@ -114,7 +142,7 @@ def test_indels() -> None:
 
 def test_the_wild_type_scores_nothing() -> None:
     same = replace(assay(), variants=(Variant(sequence=WILD, score=0.0, mutations=()),))
-    for method in ("likelihood", "masked-marginals"):
+    for method in ("likelihood", "masked-marginals", "masked-alone", "wild-type-marginals"):
         assert score_variants(glm(), same, method=method)[0] == pytest.approx(0, abs=1e-5)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from heads.proteingym import read_assay
 from heads.zeroshot import ZeroshotOptions, drawn, main
-from xtrimo.checkpoint import save
+from xtrimo.checkpoint import load, save
+from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.model import GLM
 from xtrimo.testing import toy_config
@@ -78,6 +79,19 @@ def test_a_run_goes_on(tmp_path: Path, model: Path, assays: Path, monkeypatch: p
         assert again["assays"][name] == pytest.approx(own)
     with pytest.raises(DataError, match="was scored with other method; choose another --out"):
         run(tmp_path, model, "--method", "masked-marginals")
+
+
+def test_another_model_of_the_same_name(tmp_path: Path, model: Path, assays: Path) -> None:
+    run(tmp_path, model)
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["model"] == str(model) and settings["model_hash"] == fingerprint(load(model))
+    (tmp_path / "elsewhere").mkdir()
+    model.rename(tmp_path / "elsewhere" / "model")
+    run(tmp_path, tmp_path / "elsewhere" / "model")  # the same model at another place goes on
+    torch.manual_seed(1)
+    save(GLM(toy_config(licence="Apache-2.0"), seed=1), model)
+    with pytest.raises(DataError, match="was scored with other model_hash; choose another --out"):
+        run(tmp_path, model)
 
 
 def test_other_variants_in_a_file_of_scores(tmp_path: Path, model: Path, assays: Path) -> None:

@@ -129,6 +129,25 @@ def test_ranks_change_nothing(tmp_path: Path, accumulate: int) -> None:
     np.testing.assert_allclose(losses(tmp_path / "alone"), losses(tmp_path / "both"), rtol=1e-5)
 
 
+def rank_alone(number: int, folder: Path) -> list[np.ndarray]:
+    """One rank trains; the other never calls."""
+    if number:
+        return []
+    module = make_module()
+    config = TrainingConfig(steps=5, save_every=5)
+    training.fit(module, loss, batches, config, folder, alone=True)
+    return weights_of(module)
+
+
+def test_a_rank_trains_alone(tmp_path: Path) -> None:
+    module = make_module()
+    training.fit(module, loss, batches, TrainingConfig(steps=5, save_every=5), tmp_path / "one")
+    first, second = run_distributed(rank_alone, 2, tmp_path / "both", timeout=60.0)
+    assert not second
+    for ours, theirs in zip(first, weights_of(module), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def rank_of_early_stop(number: int, folder: Path) -> tuple[int, float]:
     module = make_module()
     config = replace(CONFIG, validate_every=2, patience=3)
