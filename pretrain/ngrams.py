@@ -1,23 +1,14 @@
 """Unigram, bigram and 3-gram models of residues: what a protein model must beat on the same held-out labels.
 
-Each order shrinks to the one below it by a Dirichlet prior (MacKay & Peto 1995, "A hierarchical Dirichlet language
-model"). With n(h, r) the training residues r that follow the context h, and h' that context without its first residue,
-
-    p(r | h) = (n(h, r) + kappa p(r | h')) / (n(h) + kappa),      below the unigram: one in 25
-
-The strength kappa of an order is the power of two that makes the training residues most likely when each is left out
-of the counts that predict it, so nothing is fitted on held-out data and there is nothing to choose.
-
 The context of a label is the true residues just before it in reading direction, whatever the model was shown: these
-baselines look through every mask, but never ahead. At the edge of a chain the missing residues count as EDGE, itself a
-context ("what starts a protein?"). Reversed samples have their own counts.
+baselines look through every mask, but never ahead. How the tables are counted and smoothed, xtrimo/trigrams.py says.
+Reversed samples have their own counts.
 
 Two kinds of labels are left out, for these models and for any model they are compared with: the closing `<eos>` and
 `<eop>`, which are no residues; and the 20 % of the mlm labels that are shown as themselves or as a random word. To copy
 what is shown is right half the time there, which alone is worth some 0.14 nats and says nothing about proteins.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,16 +18,11 @@ from pretrain.corpus import Split
 from xtrimo.objectives import IGNORE, OBJECTIVES
 from xtrimo.packing import Row
 from xtrimo.tokens import FIRST_RESIDUE, LAST_RESIDUE, MASK, REV
+from xtrimo.trigrams import EDGE, NUM_WORDS, Table, count_trigrams, log_tables
 
 ORDERS = ("unigram", "bigram", "3-gram")
-EDGE = 0  # no residue has id 0
-_SIZE = LAST_RESIDUE + 1
 _CHUNK = 10_000  # proteins counted at a time
-_STRENGTHS = 2.0 ** np.arange(-4, 25)
 _MLM, _GMASK, _CAUSAL = (list(OBJECTIVES).index(name) for name in ("mlm", "gmask", "causal"))
-
-Counts = Int64[np.ndarray, "word word word"]
-Table = Float64[np.ndarray, "... word"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,45 +98,11 @@ class Ngrams:
 
 def fit_ngrams(split: Split) -> Ngrams:
     """Fit all orders in both directions on every protein of a split, each counted once."""
-    counts = np.zeros((2, _SIZE, _SIZE, _SIZE), dtype=np.int64)
+    counts = np.zeros((2, NUM_WORDS, NUM_WORDS, NUM_WORDS), dtype=np.int64)
     for start in range(0, len(split), _CHUNK):
         proteins = [split[i] for i in range(start, min(start + _CHUNK, len(split)))]
         residues, lengths = np.concatenate(proteins), np.array([len(protein) for protein in proteins])
         counts[0] += count_trigrams(residues, lengths)
         counts[1] += count_trigrams(residues[::-1], lengths[::-1])
-    unigrams, bigrams, trigrams = zip(*(_tables(both) for both in counts), strict=True)
+    unigrams, bigrams, trigrams = zip(*(log_tables(both) for both in counts), strict=True)
     return Ngrams(unigrams, bigrams, trigrams)
-
-
-def count_trigrams(residues: Integer[np.ndarray, "residue"], lengths: Integer[np.ndarray, "protein"]) -> Counts:
-    """How often each residue follows each two, in proteins laid end to end; EDGE stands for what is not there."""
-    starts = np.cumsum(lengths) - lengths
-    text = np.append([EDGE, EDGE], residues).astype(np.int64)
-    two_before, one_before = text[:-2].copy(), text[1:-1].copy()
-    one_before[starts] = two_before[starts] = EDGE
-    two_before[starts[lengths > 1] + 1] = EDGE
-    codes = (two_before * _SIZE + one_before) * _SIZE + text[2:]
-    return np.bincount(codes, minlength=_SIZE**3).reshape(_SIZE, _SIZE, _SIZE)
-
-
-def _tables(counts: Counts) -> Iterator[Table]:
-    """Log-probabilities of the three orders; every shorter context's counts are sums over the longer ones'."""
-    table: Table = np.full(_SIZE, 1 / (_SIZE - 1))
-    table[EDGE] = 0.0  # a context, never a residue
-    for order in (counts.sum((0, 1)), counts.sum(0), counts):
-        table = shrink(order, table)
-        with np.errstate(divide="ignore"):
-            yield np.log(table)
-
-
-def shrink(counts: Int64[np.ndarray, "... word"], lower: Table) -> Table:
-    """Probabilities of one order from its counts and the order below; see the module's equation."""
-    n, total = counts.astype(float), counts.sum(-1, keepdims=True)
-    seen = counts > 0
-
-    def left_out(kappa: float) -> float:
-        rest = np.broadcast_to(total - 1 + kappa, n.shape)[seen]
-        return float((n[seen] * np.log((n - 1 + kappa * lower)[seen] / rest)).sum())
-
-    best = max(_STRENGTHS, key=left_out)
-    return (n + best * lower) / (total + best)

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.corpus import Corpus
-from pretrain.ngrams import EDGE, ResidueLabels, count_trigrams, fit_ngrams, residue_labels
+from pretrain.ngrams import ResidueLabels, fit_ngrams, residue_labels
 from xtrimo.__main__ import find
 from xtrimo.objectives import OBJECTIVES, Fragment, ObjectiveConfig, make_example
 from xtrimo.packing import pack
 from xtrimo.testing import toy_sequences
 from xtrimo.tokens import EOP, EOS, FIRST_RESIDUE, LAST_RESIDUE, MASK, REV, SOP, encode_residues
+from xtrimo.trigrams import EDGE, count_trigrams
 
 STRENGTHS = [2.0**power for power in range(-4, 25)]
 
