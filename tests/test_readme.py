@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import pytest
 
+from xtrimo.__main__ import VERBS
 from xtrimo.fasta import read_fasta, write_fasta
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,6 @@ NUM_PROTEINS = 80
 SMALLER = {
     "--steps 500": "--steps 3 --valid-tokens 1000",
     "--num 16": "--num 16 --max-length 40",
-    "--num 4": "--num 4 --max-length 40",
 }
 
 
@@ -69,7 +69,13 @@ def test_weights_from_elsewhere(folder: Path) -> None:
 
 def test_design(folder: Path) -> None:
     assert len(list(read_fasta(folder / "new.fasta"))) == 16
-    assert all(record.sequence.startswith("MKTAYIAKQR") for record in read_fasta(folder / "continued.fasta"))
+    free = [record.sequence for record in read_fasta(folder / "free.fasta")]
+    assert all(s.startswith("MKT") and 83 <= len(s) <= 123 and "C" not in s for s in free) and len(free) == 8
+    filled = [record.sequence for record in read_fasta(folder / "filled.fasta")]
+    redesigned = [record.sequence for record in read_fasta(folder / "redesigned.fasta")]
+    for before, after in zip(filled, redesigned, strict=True):
+        assert re.fullmatch("MKTAYIAK[A-Z]{8,20}GGHKRQ", before)
+        assert (after[:2], after[5:8], after[9:]) == (before[:2], before[5:8], before[9:])
 
 
 def test_python(folder: Path) -> None:
@@ -85,7 +91,12 @@ def test_links() -> None:
 
 @pytest.mark.parametrize("line", re.findall(r"^\|.*\|$", README, flags=re.MULTILINE)[2:])
 def test_results_name_the_file_that_gives_them(line: str) -> None:
-    scripts = re.findall(r"(?:python -m |make |xtrimo )([\w.]+)", line.split("|")[-2])  # the last column
-    assert scripts, line
-    for script in scripts:
-        assert (ROOT / f"{script.replace('.', '/')}.py").exists() or script in ("demo", "test"), line
+    commands = re.findall(r"(python -m|python|make|xtrimo) ([\w./]+)", line.split("|")[-2])  # the last column
+    assert commands, line
+    for program, what in commands:
+        if program == "python -m":
+            assert (ROOT / f"{what.replace('.', '/')}.py").exists(), line
+        elif program == "python":
+            assert (ROOT / what).exists(), line
+        else:
+            assert what in (VERBS if program == "xtrimo" else ("demo", "test")), line

@@ -38,8 +38,8 @@ class ModelOptions:
     model: str
     """Model directory; a name on the Hugging Face Hub, org/name or org/name@revision; or antiberty."""
     precision: Literal["fp32", "bf16", "int8"] | None = None
-    """Of the matrix products; by default as the weights are stored. int8, for embed and score on a CPU, is tried on the
-    first proteins and refused where the model loses by it."""
+    """Of the matrix products; by default as the weights are stored. int8, on a CPU, is tried on some proteins first and
+    refused where the model loses by it."""
     device: str = "cpu"
     """Where to run, such as cuda."""
 

@@ -17,6 +17,10 @@ from xtrimo.errors import XtrimoError
 from xtrimo.fasta import Record, write_fasta
 
 
+class _NoWordError(XtrimoError):
+    """No protein has words to look for: all are short, or say the same again and again."""
+
+
 def is_installed() -> bool:
     """Whether there is a program mmseqs on the PATH."""
     return shutil.which("mmseqs") is not None
@@ -26,6 +30,8 @@ def find_similar(
     queries: Iterable[str], targets: Iterable[str], columns: Sequence[str], options: Sequence[str] = ()
 ) -> list[tuple[int, int, list[str]]]:
     """Every hit of `mmseqs easy-search`: number of the query, number of the target, both from 0, and `columns` of it.
+
+    Proteins in which the program finds no words, such as those under 12 residues, have no hits.
 
     Args:
         columns: as its --format-output names them, such as fident, nident, qcov.
@@ -39,13 +45,19 @@ def find_similar(
         _write(ours, queries)
         _write(theirs, targets)
         wanted = ",".join(("query", "target", *columns))
-        _run("easy-search", ours, theirs, hits, Path(folder) / "work", "--format-output", wanted, *options)
+        try:
+            _run("easy-search", ours, theirs, hits, Path(folder) / "work", "--format-output", wanted, *options)
+        except _NoWordError:
+            return []
         rows = [line.split("\t") for line in hits.read_text().splitlines()]
     return [(int(query), int(target), rest) for query, target, *rest in rows]
 
 
 def cluster(sequences: Sequence[str], identity: float, coverage: float) -> Int64[np.ndarray, "protein"]:
     """Of each protein the number, from 0, of the one that stands for its cluster, by `mmseqs easy-cluster`.
+
+    Copies are of one cluster. A protein in which the program finds no words (under 12 residues, or the same word again
+    and again, such as poly-L) is by itself.
 
     Args:
         identity: share of the aligned residues that members of a cluster have in common with the one it stands for.
@@ -54,17 +66,24 @@ def cluster(sequences: Sequence[str], identity: float, coverage: float) -> Int64
     Raises:
         XtrimoError: without the program, or where it fails.
     """
+    first: dict[str, int] = {}
+    for number, sequence in enumerate(sequences):
+        first.setdefault(sequence, number)
     with tempfile.TemporaryDirectory() as folder:
         ours, found = Path(folder) / "ours.fasta", Path(folder) / "found"
-        _write(ours, sequences)
+        _write(ours, first)
         limits = ("--min-seq-id", str(identity), "-c", str(coverage), "--cov-mode", "0", "--single-step-clustering")
-        _run("easy-cluster", ours, found, Path(folder) / "work", *limits)
-        lines = Path(f"{found}_cluster.tsv").read_text().splitlines()
-    chosen = np.arange(len(sequences), dtype=np.int64)
+        try:
+            _run("easy-cluster", ours, found, Path(folder) / "work", *limits, "--mask", "0")
+            lines = Path(f"{found}_cluster.tsv").read_text().splitlines()
+        except _NoWordError:
+            lines = []
+    numbers = list(first.values())
+    stands = {number: number for number in numbers}
     for line in lines:
         representative, member = map(int, line.split("\t"))
-        chosen[member] = representative
-    return chosen
+        stands[numbers[member]] = numbers[representative]
+    return np.array([stands[first[sequence]] for sequence in sequences], dtype=np.int64)
 
 
 def _write(path: Path, sequences: Iterable[str]) -> None:
@@ -78,4 +97,6 @@ def _run(*command: str | Path) -> None:
     done = subprocess.run([program, *map(str, command), "-v", "1"], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr or done.stdout).strip()[-500:]
+        if "No k-mer could be extracted" in done.stderr + done.stdout:
+            raise _NoWordError(f"mmseqs found no words: {last}")
         raise XtrimoError(f"mmseqs failed with status {done.returncode}: {last}")

@@ -45,23 +45,27 @@ class PrecisionLoss:
         return cls(cosine=float(cosines.mean()), nll_rise=float(after.nats.mean() - before.nats.mean()))
 
 
-def answers(model: GLM, proteins: Iterable[Record]) -> Answers:
-    """Read each protein once, with each eighth residue masked where the model fills masks."""
+def answers(model: GLM, proteins: Iterable[Record], *, as_written: bool = False) -> Answers:
+    """Read each protein once, with each eighth residue masked where the model fills masks.
+
+    Args:
+        as_written: read as generation does, from left to right, and ask for every residue.
+    """
 
     def compute(row: Inputs) -> Float[Tensor, "token column"]:
         (states,) = model.hidden(row.tokens, row.positions, within(row.segments))
         nats = F.cross_entropy(model.logits(states).float(), row.labels, reduction="none")
         return torch.cat((states.float(), nats[:, None]), dim=1)
 
-    told = list(run(model, (_asked(model, protein) for protein in proteins), compute))
+    told = list(run(model, (_asked(model, protein, as_written) for protein in proteins), compute))
     values = torch.from_numpy(np.concatenate([values for _, values in told]))
     asked = torch.from_numpy(np.concatenate([example.labels != IGNORE for example, _ in told]))
     return Answers(values[:, :-1], values[asked, -1])
 
 
-def _asked(model: GLM, protein: Record) -> Example:
-    """The protein with each eighth residue masked and asked for; of a model without masks, every residue."""
-    if model.mask is None:
+def _asked(model: GLM, protein: Record, as_written: bool) -> Example:
+    """The protein with each eighth residue masked and asked for; as written or without masks, every residue."""
+    if as_written or model.mask is None:
         return prompted(encode_residues(protein.sequence, name=protein.name), model.config)
     example = model.tokenize(protein.sequence, name=protein.name)
     before, after = model.words_around

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from xtrimo.attention import Attend
 from xtrimo.batch import Sequences, named
 from xtrimo.errors import ConfigError
+from xtrimo.fasta import Record
 from xtrimo.int8 import Int8GEGLU, Int8Linear
 from xtrimo.model import GEGLU, GLM, DeepNormBlock, Hidden
-from xtrimo.precision_loss import PrecisionLoss, answers
+from xtrimo.precision_loss import Answers, PrecisionLoss, answers
 from xtrimo.rope import Rotary
 
 MOST_LOST = PrecisionLoss(cosine=0.995, nll_rise=0.01)
@@ -140,6 +141,17 @@ def prepack_int8(model: GLM, proteins: Sequences, *, bounds: PrecisionLoss | Non
     Raises:
         ConfigError: the model is not on the CPU, is quantized already, there is no protein, or more is lost than that.
     """
+    judged = require_int8(model, proteins)
+    eight = PrepackedGLM(model, Int8Linear, Int8GEGLU)
+    return eight, judge_int8(answers(model, judged), answers(eight, judged), len(judged), bounds)
+
+
+def require_int8(model: GLM, proteins: Sequences) -> list[Record]:
+    """The proteins with names, if the model can be laid out in eight bits and there are any.
+
+    Raises:
+        ConfigError: it cannot, or there is none.
+    """
     if isinstance(model, PrepackedGLM) or not can_be_prepacked(model):
         raise ConfigError(
             f"int8 is for plain fp32 or bf16 weights on the CPU, these are {model.dtype} on {model.device},"
@@ -148,15 +160,22 @@ def prepack_int8(model: GLM, proteins: Sequences, *, bounds: PrecisionLoss | Non
     judged = list(named(proteins))
     if not judged:
         raise ConfigError("int8 is judged on proteins, and none was given")
-    eight = PrepackedGLM(model, Int8Linear, Int8GEGLU)
-    loss = PrecisionLoss.between(answers(model, judged), answers(eight, judged))
-    bounds = bounds or MOST_LOST
+    return judged
+
+
+def judge_int8(before: Answers, after: Answers, num_proteins: int, bounds: PrecisionLoss | None) -> PrecisionLoss:
+    """What was lost between two sets of answers, if it is not more than `bounds`, by default MOST_LOST.
+
+    Raises:
+        ConfigError: it is more.
+    """
+    loss, bounds = PrecisionLoss.between(before, after), bounds or MOST_LOST
     if loss.cosine < bounds.cosine or loss.nll_rise > bounds.nll_rise:
         raise ConfigError(
-            f"this model does not bear int8: on {len(judged)} proteins {loss}; allowed are {bounds};"
+            f"this model does not bear int8: on {num_proteins} proteins {loss}; allowed are {bounds};"
             " use --precision bf16"
         )
-    return eight, loss
+    return loss
 
 
 def _fp32(part: Part) -> Part:

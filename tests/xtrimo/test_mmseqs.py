@@ -33,3 +33,15 @@ def test_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not mmseqs.is_installed()
     with pytest.raises(XtrimoError, match="mmseqs2 is not installed"):
         mmseqs.find_similar(["MKV"], ["MKV"], ("nident",))
+
+
+@installed
+def test_proteins_in_which_the_program_finds_no_words() -> None:
+    """Each is a cluster, but copies are one; and nothing is similar."""
+    for sequences, expected in (
+        (["M", "MK", "M"], [0, 1, 0]),
+        (["GS" * 30] * 4, [0] * 4),
+        (["L" * 30, "L" * 31], [0, 1]),
+    ):
+        assert mmseqs.cluster(sequences, 0.9, 0.8).tolist() == expected
+    assert mmseqs.find_similar(["M", "MK"], ["M"], ("nident",)) == []

@@ -1,0 +1,170 @@
+"""Which way a model writes a prompt, or why it cannot: its config says, never its name.
+
+    forward   from N to C after the model's own prompt; fixed residues behind a gap are forced
+    reverse   from C to N after <rev>, likewise
+    smask     the gaps one after the other, all that is fixed in view
+    mlm       the gaps masked, their places decided round by round
+
+A prompt that is open behind is written forward, one that is open in front in reverse. A template, with something fixed
+behind a gap whose length is bounded, is filled by smask where the model can, since then a gap knows what follows it.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from generate.limits import Limit
+from generate.prompt import Fixed, Gap, Prompt
+from generate.writers import PromptedWriter, SpanWriter
+from xtrimo.backbone import Backbone, refuse_beyond_places
+from xtrimo.config import GLMConfig
+from xtrimo.errors import ConfigError
+from xtrimo.log import warn_once
+from xtrimo.model import GLM
+from xtrimo.reading import PROMPT_WORDS
+
+Way = Literal["forward", "reverse", "smask", "mlm"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_TRAINED_SPAN = 40
+
+
+class Task(NamedTuple):
+    """A prompt that is written any number of times."""
+
+    name: str
+    """What the names of its proteins begin with; empty for none."""
+    prompt: Prompt
+    way: Way
+
+
+def choose_way(model: Backbone, prompt: Prompt, among: Sequence[Way]) -> Way:
+    """The first of the ways that fits the prompt and that the model has.
+
+    Raises:
+        ConfigError: there is none; says for each of `among` why.
+    """
+    if prompt.tags:
+        known = [word for word in model.config.control_words if "=" in word] if isinstance(model, GLM) else []
+        raise ConfigError(
+            f"this model has no tag <{prompt.tags[0][0]}={prompt.tags[0][1]}>; it knows {', '.join(known) or 'none'}:"
+            " leave it out, or take a model that was trained with it"
+        )
+    if not prompt.gaps:
+        raise ConfigError(f"prompt {prompt} leaves nothing to write; give it a gap, such as [8..20]")
+    ways = [way for way in _by_preference(prompt) if way in among]
+    if prompt.longest is None:  # what needs bounds is no choice, unless it is the only one asked for
+        ways = [way for way in ways if way in ("forward", "reverse")] or ways
+    reasons: dict[str, Way] = {}
+    for way in ways:
+        reason = _reason_against(way, model, prompt)
+        if not reason:
+            return way
+        reasons.setdefault(reason, way)
+    why = "; ".join(f"by {way}, {reason}" if len(reasons) > 1 else reason for reason, way in reasons.items())
+    what = f" '{prompt}'" if str(prompt) else ""
+    raise ConfigError(f"this model cannot generate{what}: {why}")
+
+
+def _by_preference(prompt: Prompt) -> tuple[Way, ...]:
+    is_fixed = [isinstance(piece, Fixed) for piece in prompt.pieces]
+    if not any(is_fixed[1:]):  # a prefix and gaps
+        return ("forward", "smask", "mlm", "reverse")
+    if not any(is_fixed[:-1]):  # gaps and a suffix
+        return ("reverse", "smask", "mlm", "forward")
+    return ("smask", "forward", "reverse", "mlm")
+
+
+def _reason_against(way: Way, model: Backbone, prompt: Prompt) -> str:
+    """Why the model cannot write the prompt this way; empty if it can."""
+    if way == "mlm":
+        if model.mask is None:
+            return "it was not trained on mlm"
+        return "" if prompt.longest is not None else "every gap needs an upper end"
+    if not isinstance(model, GLM):
+        return "it is an encoder; generation needs a GLM"
+    config = model.config
+    if way == "smask":
+        if "smask" not in config.objectives:
+            return "it was not trained on smask"
+        return "" if prompt.longest is not None else "every gap needs an upper end"
+    if config.prompt_style == "none":
+        return (
+            f"it was trained on {', '.join(config.objectives)}, which fills gaps in a given protein; generation needs a"
+            " model trained on gmask or causal"
+        )
+    if way not in config.directions:
+        return "it was never trained to write " + ("from C to N, after <rev>" if way == "reverse" else "from N to C")
+    begins = prompt.pieces[-1 if way == "reverse" else 0]
+    if isinstance(begins, Gap) and begins.longest is None and len(prompt.pieces) > 1:
+        return "the open gap would have to come last"
+    return ""
+
+
+def check_task(model: Backbone, task: Task, max_length: int) -> None:
+    """Refuse a prompt that is too long for the model or for `max_length` residues; warn of what it was not trained for.
+
+    Ranges before fixed residues, and by smask and mlm all, shrink to what fits; a last one is cut at `max_length`.
+
+    Raises:
+        ConfigError: no protein of the prompt fits, or nothing would be written of it.
+        SequenceError: more residues than a model of learned places has these.
+    """
+    prompt = task.prompt
+    grows = _is_cut(task) and (prompt.longest is None or prompt.longest > max_length)
+    grows |= not any(gap.shortest for gap in prompt.gaps)
+    if prompt.shortest > max_length or (grows and prompt.shortest == max_length):
+        raise ConfigError(
+            f"max_length is {max_length} and the prompt has {prompt.shortest} residues; max_length counts the prompt"
+            f" and must be {'larger' if grows else 'as large'}"
+        )
+    if task.way == "mlm":
+        refuse_beyond_places(model, min(max_length, prompt.longest or max_length), name=task.name or "the prompt")
+        return
+    assert isinstance(model, GLM)
+    words = 2 * len(prompt.gaps) + 1 if task.way == "smask" else len(PROMPT_WORDS) + (task.way == "reverse")
+    is_closed = prompt.longest is not None or any(gap.shortest for gap in prompt.gaps)
+    if prompt.shortest + words > model.config.max_length and is_closed:
+        raise ConfigError(
+            f"a protein of {prompt.shortest} residues or more takes {prompt.shortest + words} tokens at least, which is"
+            f" too long for this model: it was trained on rows of {model.config.max_length}; take a shorter one"
+        )
+    longest = min(max_length, prompt.longest or max_length)
+    if longest + words > model.config.max_length:
+        warn_once(
+            logger, "max_length %d goes beyond the %d tokens of a training row; what is written there is extrapolated",
+            longest, model.config.max_length,
+        )  # fmt: skip
+    if task.way == "smask" and any(gap.shortest > _LONGEST_TRAINED_SPAN for gap in prompt.gaps):
+        warn_once(
+            logger, "a gap of more than %d residues is longer than nearly all that smask training leaves to fill",
+            _LONGEST_TRAINED_SPAN,
+        )  # fmt: skip
+    behind = {"forward": prompt.pieces[1:], "reverse": prompt.pieces[:-1]}.get(task.way, ())
+    if any(isinstance(piece, Fixed) for piece in behind):
+        warn_once(logger, "written %s: what comes before forced residues does not know of them", task.way)
+
+
+def _is_cut(task: Task) -> bool:
+    """Whether the protein ends with a gap that is written to the cut."""
+    pieces = task.prompt.pieces
+    last = {"forward": pieces[-1], "reverse": pieces[0]}.get(task.way)
+    return isinstance(last, Gap) and not last.is_exact
+
+
+def open_writer(
+    task: Task, config: GLMConfig, *, max_length: int, limits: Sequence[Limit], rng: np.random.Generator
+) -> PromptedWriter | SpanWriter:
+    """The writer of one protein of a task, unless its way is mlm.
+
+    Raises:
+        ConfigError, SequenceError: as the writers do.
+    """
+    if task.way == "smask":
+        return SpanWriter(task.prompt, max_length=max_length, limits=limits, rng=rng)
+    return PromptedWriter(
+        task.prompt, config, reverse=task.way == "reverse", max_length=max_length, limits=limits, rng=rng
+    )
