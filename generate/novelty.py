@@ -15,13 +15,13 @@ relative may then be missed that mmseqs2 finds; copies and near copies are not.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from xtrimo import mmseqs
+from xtrimo.alignment import align
 from xtrimo.tokens import LAST_RESIDUE, encode_residues
 
 Method = Literal["mmseqs2", "3-mers and alignment"]
@@ -31,16 +31,6 @@ SHORTEST = 14  # residues that mmseqs2 needs
 _CHUNK = 256  # proteins
 _K = 3
 _WORD = 6  # of mmseqs2, residues
-
-
-class Match(NamedTuple):
-    """The best local alignment of two proteins."""
-
-    identical: int
-    length: int
-    """Columns, gaps among them."""
-    coverage: float
-    """Of the protein of which less is covered."""
 
 
 def best_method() -> Method:
@@ -108,7 +98,7 @@ def _aligned_clusters(
         likest = sorted((head for head in heads if alike[number, head] > 0), key=lambda head: -alike[number, head])
         for head in likest[:NUM_ALIGNED]:
             match = align(sequences[number], sequences[head])
-            if match.identical >= identity * match.length and match.coverage >= coverage:
+            if match.identity >= identity and min(match.covered) >= coverage:
                 chosen[number] = head
                 break
         else:
@@ -119,28 +109,6 @@ def _aligned_clusters(
 def cluster_shares(chosen: Int64[np.ndarray, "protein"]) -> Float64[np.ndarray, "protein"]:
     """1 / size of each protein's cluster. Their sum is the number of clusters, their mean clusters a protein."""
     return 1 / np.bincount(chosen)[chosen]
-
-
-def align(one: str, other: str) -> Match:
-    """The best local alignment; nothing identical where there is none."""
-    one, other = (sequence.translate(str.maketrans("UO", "XX")) for sequence in (one, other))  # BLOSUM62 has neither
-    alignment = next(iter(_aligner().align(one, other)), None)
-    if alignment is None:
-        return Match(0, 0, 0.0)
-    (from_one, to_one), (from_other, to_other) = ((row.min(), row.max()) for row in alignment.coordinates)
-    covered = min((to_one - from_one) / len(one), (to_other - from_other) / len(other))
-    return Match(int(alignment.counts().identities), int(alignment.length), float(covered))
-
-
-@cache
-def _aligner() -> Any:
-    from Bio.Align import PairwiseAligner, substitution_matrices
-
-    aligner = PairwiseAligner()  # type: ignore[no-untyped-call]
-    aligner.mode = "local"
-    aligner.substitution_matrix = substitution_matrices.load("BLOSUM62")  # type: ignore[no-untyped-call]
-    aligner.open_gap_score, aligner.extend_gap_score = -11, -1
-    return aligner
 
 
 def _most_alike(own: Any, known: Any) -> Iterator[Int64[np.ndarray, "_"]]:

@@ -18,12 +18,12 @@ of peptides it finds close copies alone.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
+from xtrimo.alignment import align
 from xtrimo.fasta import Record
 from xtrimo.mmseqs import find_similar
 from xtrimo.tokens import RESIDUES
@@ -142,27 +142,10 @@ def _common(one: str, other: str) -> float:
     return share if share >= SURE_RATIO else 0.0
 
 
-@cache
-def _aligner() -> Any:
-    from Bio.Align import PairwiseAligner, substitution_matrices
-
-    aligner = PairwiseAligner()  # type: ignore[no-untyped-call]
-    aligner.mode = "local"
-    aligner.substitution_matrix = substitution_matrices.load("BLOSUM62")  # type: ignore[no-untyped-call]
-    aligner.open_gap_score, aligner.extend_gap_score = -11, -1
-    return aligner
-
-
 def _near_identity(one: str, other: str) -> float:
     """Share of identical residues of the best local alignment, or 0 where it is no near copy."""
-    one, other = (sequence.translate(str.maketrans("UO", "XX")) for sequence in (one, other))
-    alignment = next(iter(_aligner().align(one, other)), None)
-    if alignment is None:
-        return 0.0
-    (from_one, to_one), (from_other, to_other) = ((row.min(), row.max()) for row in alignment.coordinates)
-    covered = max((to_one - from_one) / len(one), (to_other - from_other) / len(other))
-    identity = alignment.counts().identities / alignment.length
-    return float(identity) if identity >= IDENTITY and covered >= COVERAGE else 0.0
+    match = align(one, other)
+    return match.identity if match.identity >= IDENTITY and max(match.covered) >= COVERAGE else 0.0
 
 
 def by_mmseqs(names: Mapping[str, str], others: Iterable[Record]) -> dict[str, Near]:

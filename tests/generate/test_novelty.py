@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from generate import novelty
-from generate.novelty import align, cluster_shares, clusters, nearest_identity
+from generate.novelty import cluster_shares, clusters, nearest_identity
 from tests.generate.families import ancestor, members
 from xtrimo import mmseqs
 from xtrimo.errors import XtrimoError
@@ -46,14 +46,6 @@ def test_clusters(method: novelty.Method) -> None:
 def test_cluster_shares() -> None:
     shares = cluster_shares(np.array([0, 0, 0, 5, 4, 5]))
     np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 1 / 3, 1 / 2, 1, 1 / 2])
-
-
-def test_alignment() -> None:
-    text = ancestor(31)
-    assert align(text, text) == (60, 60, 1)
-    assert align(text[:30] + text[32:], text)[:2] == (58, 60)  # two columns are gaps
-    assert align(text[:30], text) == (30, 30, 0.5)
-    assert align("U" * 5, "O" * 5).identical == 0  # letters that BLOSUM62 does not know
 
 
 def test_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
