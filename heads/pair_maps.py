@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from heads.contacts import correct_maps
-from xtrimo.attention import Attend, Heads
+from xtrimo.attention import Attend, Heads, shares
 from xtrimo.model import counted_from_start
 from xtrimo.objectives import Example
 
@@ -40,11 +40,7 @@ class Watched:
 
     def __call__(self, layer: int, q: Heads, k: Heads, v: Heads) -> Heads:
         if layer in self.found:
-            place = torch.arange(len(q), device=q.device)
-            seen = (place < self.example.prefix) | (place <= place[:, None])  # the rule of attention.py, written out
-            scores = torch.einsum("qhw,khw->hqk", q.float(), k.float()) / q.shape[-1] ** 0.5
-            weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-            self.found[layer] = weights[:, self.residues, self.residues]
+            self.found[layer] = shares(q, k, self.example.prefix)[:, self.residues, self.residues]
         return self.attend(layer, q, k, v)
 
     def maps(self) -> PairMaps | None:

@@ -191,6 +191,14 @@ def attend(q: Queries, k: Heads, v: Heads, segments: Int[Tensor, "segment 3"], f
     return attend_by_flex(q, k, v, segments, first)
 
 
+def shares(q: Heads, k: Heads, prefix: int) -> Float[Tensor, "head query key"]:
+    """softmax(q k^T / sqrt(width)) of one segment with this prefix, formed in full: for eyes, not for speed."""
+    place = torch.arange(len(q), device=q.device)
+    seen = (place < prefix) | (place <= place[:, None])
+    scores = torch.einsum("qhw,khw->hqk", q.float(), k.float()) / q.shape[-1] ** 0.5
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1)
+
+
 def within(segments: Int[Tensor, "segment 3"]) -> Attend:
     """Attention over the segments of one packed row, as a model calls it."""
     return lambda _, q, k, v: attend(q, k, v, segments)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from xtrimo import hub, published
-from xtrimo.attention import Attend, Heads
+from xtrimo.attention import Attend, Heads, shares
 from xtrimo.errors import CheckpointError, SequenceError
 from xtrimo.model import Hidden
 from xtrimo.objectives import Example
@@ -236,18 +236,15 @@ def attentions(
     """
     example = model.tokenize(sequence, name=name)
     first, last = model.words_around
-    places = torch.arange(len(example.tokens), device=model.device)
-    seen = (places < example.prefix) | (places <= places[:, None])  # the rule of attention.py, written out
-    residues = slice(first, len(places) - last)
+    residues = slice(first, len(example.tokens) - last)
     length = residues.stop - first  # a final * of `sequence` is none
     refuse_beyond_places(model, length, name=name)
     maps = np.empty((model.num_layers, model.num_heads, length, length), dtype=np.float32)
 
     def attend(layer: int, q: Heads, k: Heads, v: Heads) -> Heads:
-        scores = torch.einsum("qhw,khw->hqk", q.float(), k.float()) / q.shape[-1] ** 0.5
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-        maps[layer] = weights[:, residues, residues].cpu().numpy()
-        return torch.einsum("hqk,khw->qhw", weights.to(v.dtype), v)
+        seen = shares(q, k, example.prefix)
+        maps[layer] = seen[:, residues, residues].cpu().numpy()
+        return torch.einsum("hqk,khw->qhw", seen.to(v.dtype), v)
 
     tokens, positions = (torch.from_numpy(x).to(model.device).long() for x in (example.tokens, example.positions))
     with torch.inference_mode():
