@@ -71,7 +71,8 @@ class Course:
             out[END] &= self.budget.may_end()
         if not out.any():
             raise ConfigError(
-                f"after {length} residues the limits allow nothing more, and the prompt demands more; raise the limits"
+                f"after {length} residues the limits allow nothing more, and more must follow; raise them, and give a"
+                " length where they are shares"
             )
         return out
 
