@@ -5,7 +5,6 @@ On the command line each is named as module:function, found as Python finds modu
 
 import hashlib
 import importlib
-import inspect
 import logging
 import math
 import sys
@@ -68,9 +67,9 @@ class Hooks:
         return number
 
 
-def digest(function: Callable[..., Any]) -> str:
-    """Of the file that a function stands in: what it says may change with it. Empty for one without a file."""
-    file = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isroutine(function) else None
+def digest(target: str) -> str:
+    """Of the file of module:function, once found: what the function says may change with it. Empty without a file."""
+    file = getattr(sys.modules[target.partition(":")[0]], "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 

@@ -14,7 +14,7 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,15 +92,15 @@ class DesignOptions(ModelOptions):
             xtrimo_version=__version__, model_hash=fingerprint(model), precision=self.precision, device=self.device,
             prompts=[[task.name, str(task.prompt), task.way] for task in brief.tasks], max_length=brief.max_length,
             unmasking=asdict(brief.unmasking),
-            **{n: _function(getattr(self, n), getattr(brief.hooks, n)) for n in ("score", "logits", "screen")},
+            **{name: _function(getattr(self, name)) for name in ("score", "logits", "screen")},
             drawing={name: list(x) if isinstance(x, tuple) else x for name, x in drawing.items()},
         )  # fmt: skip
 
 
-def _function(target: str | None, function: Callable[..., Any] | None) -> list[str] | None:
+def _function(target: str | None) -> list[str] | None:
     """What a journal says of a function: its name, and its file's digest, so that no protein of it passes for one of
     the changed file."""
-    return [target or "", digest(function)] if function else None
+    return [target, digest(target)] if target else None
 
 
 class Journal:

@@ -141,12 +141,12 @@ def test_no_protein_of_an_earlier_screen_passes_for_one_of_the_new(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = tmp_path / "screen_of_test.py"
-    screen.write_text("def check(sequence):\n    return None\n")
+    screen.write_text("from generate.screening import program\ncheck = program('true')\n")
     monkeypatch.syspath_prepend(tmp_path)
     flags = ("--screen", "screen_of_test:check")
     out = tmp_path / "out.fasta"
     interrupted(folder, out, monkeypatch, *flags)
-    screen.write_text("def check(sequence):\n    return 'no'\n")
+    screen.write_text("from generate.screening import program\ncheck = program('false')\n")
     with pytest.raises(XtrimoError, match="unfinished run that differs in screen"):
         run(folder, "--num", "8", "--out", str(out), *flags)
     assert not out.exists()
