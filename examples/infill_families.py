@@ -32,6 +32,7 @@ from tyro.conf import Positional
 
 from generate.controls import trigram_table
 from generate.infilling import infill
+from generate.members import fact
 from generate.membership import bit_scores, of_family, read_hmms
 from generate.prompt import Fixed, Gap, Prompt
 from xtrimo import figures
@@ -149,11 +150,6 @@ def choose_spans(members: Sequence[Record], hmms: Sequence[Any], num: int, seed:
         if len(spans) == num:
             return spans
     raise DataError(f"{len(spans)} members have a span of {LENGTH} residues in an HMM's envelope; asked for {num}")
-
-
-def fact(record: Record, name: str) -> str:
-    """What a header says of `name`, or nothing."""
-    return dict(word.split("=", 1) for word in record.description.split() if "=" in word).get(name, "")
 
 
 def consensus(span: Span, hmms: Sequence[Any]) -> str:

@@ -48,10 +48,10 @@ def read_real(reference: Path, held_out: Path | None, family: str | None) -> Rea
     training, members = _trained_on(records), _trained_on(own)
     if not members:
         raise DataError(f"{reference} holds no {_called(family)} with split=train; give the proteins trained on")
-    is_split = any(_fact(record, "split") for record in records)
+    is_split = any(fact(record, "split") for record in records)
     if held_out is not None:
         rest = _of_family(list(read_fasta(held_out, unknown="skip")), family, held_out)
-        is_split = any(_fact(record, "split") for record in rest)
+        is_split = any(fact(record, "split") for record in rest)
     else:
         rest = own
     found = _held_out(rest) if is_split or held_out is None else rest
@@ -105,28 +105,28 @@ def _called(family: str | None) -> str:
 
 def _of_family(records: Sequence[Record], family: str | None, path: Path) -> list[Record]:
     """Those whose header names the family; all where no header names any, or none is asked for."""
-    families = dict.fromkeys(_fact(record, "family") for record in records)
+    families = dict.fromkeys(fact(record, "family") for record in records)
     if family is None or not any(families):
         return list(records)
     if family not in families:
         known = ", ".join(sorted(name for name in families if name))
         raise DataError(f"{path} holds no record of family={family}; its families are {known}")
-    return [record for record in records if _fact(record, "family") == family]
+    return [record for record in records if fact(record, "family") == family]
 
 
 def _trained_on(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if _fact(record, "split") in ("train", "")]
+    return [record for record in records if fact(record, "split") in ("train", "")]
 
 
 def _held_out(records: Sequence[Record]) -> list[Record]:
     for split in ("test", "valid"):
-        found = [record for record in records if _fact(record, "split") == split]
+        found = [record for record in records if fact(record, "split") == split]
         if found:
             return found
     return []
 
 
-def _fact(record: Record, name: str) -> str:
+def fact(record: Record, name: str) -> str:
     """What a header says of `name`, or nothing."""
     words = (word.partition("=") for word in record.description.split())
     return next((value for key, _, value in words if key == name), "")

@@ -36,16 +36,20 @@ def states(model: Backbone, sequence: str) -> list[torch.Tensor]:
         return [*hidden, model.logits(hidden[-1])]
 
 
-@pytest.fixture(params=[{}, GENERATIVE], ids=["mixed", "causal"])
-def model(request: pytest.FixtureRequest) -> GLM:
-    model = GLM(toy_config(**request.param)).eval()
-    with torch.no_grad():  # fresh biases are zero, norms one, products small: a mistake in them would not show
+def uneven(model: GLM) -> GLM:
+    """Fresh biases are zero, norms one, products small: a mistake in them would not show."""
+    with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 1:
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(weight))) * 0.3)
         for weight in model.blocks.parameters():
             weight.mul_(2 if weight.dim() == 2 else 1)
     return model
+
+
+@pytest.fixture(params=[{}, GENERATIVE], ids=["mixed", "causal"])
+def model(request: pytest.FixtureRequest) -> GLM:
+    return uneven(GLM(toy_config(**request.param)).eval())
 
 
 def test_prepacked_fp32_is_the_plain_model(model: GLM) -> None:

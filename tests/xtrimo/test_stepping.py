@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.xtrimo.test_prepacking import uneven
 from xtrimo.attention import within
 from xtrimo.errors import ConfigError
 from xtrimo.fasta import Record
@@ -32,14 +33,7 @@ def states(model: GLM, sequence: str) -> list[torch.Tensor]:
 
 @pytest.fixture(params=[{}, CAUSAL], ids=["2d", "1d"])
 def model(request: pytest.FixtureRequest) -> GLM:
-    model = GLM(toy_config(**request.param)).eval()
-    with torch.no_grad():  # fresh biases are zero, norms one, products small: a mistake in them would not show
-        for weight in model.parameters():
-            if weight.dim() == 1:
-                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(weight))) * 0.3)
-        for weight in model.blocks.parameters():
-            weight.mul_(2 if weight.dim() == 2 else 1)
-    return model
+    return uneven(GLM(toy_config(**request.param)).eval())
 
 
 def test_in_fp32_it_is_the_plain_model(model: GLM) -> None:
