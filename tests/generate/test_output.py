@@ -18,6 +18,7 @@ from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError, XtrimoError
 from xtrimo.fasta import read_fasta
 from xtrimo.model import GLM
+from xtrimo.precision_loss import PrecisionLoss
 
 NUM = 12
 MODULE = """
@@ -237,14 +238,20 @@ def test_functions_that_are_not_there(folder: Path, target: str, reason: str, mo
         run(folder, "--screen", target)
 
 
-def test_half_precisions(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for precision in ("bf16", "int8"):
-        try:
-            run(folder, "--num", "2", "--precision", precision)
-        except ConfigError as error:  # a model of random weights need not bear int8
-            assert "does not bear int8" in str(error) and precision == "int8"
-            continue
-        assert len(capsys.readouterr().out.splitlines()) == 4
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_half_precisions(
+    folder: Path, precision: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a model of random weights need not bear int8
+    monkeypatch.setattr("xtrimo.prepacking.MOST_LOST", PrecisionLoss(cosine=-1.0, nll_rise=100.0))
+    run(folder, "--num", "2", "--precision", precision)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_int8_is_refused_where_the_model_loses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xtrimo.prepacking.MOST_LOST", PrecisionLoss(cosine=1.1, nll_rise=0.0))
+    with pytest.raises(ConfigError, match="does not bear int8"):
+        run(folder, "--num", "2", "--precision", "int8")
 
 
 def test_external_programs_screen(tmp_path: Path) -> None:
