@@ -34,9 +34,9 @@ from heads.adaptation import adapt, freeze_unused
 from heads.modules import HeadConfig
 from heads.predictor import Predictor
 from heads.rows import Row
-from heads.states import LiveStates
 from heads.tasks import custom_task
 from xtrimo.model import GLM
+from xtrimo.states import LiveStates
 from xtrimo.tokens import RESIDUES
 from xtrimo.training import TrainingConfig, fit
 

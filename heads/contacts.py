@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int8
-from torch import Tensor
 
 from heads.answers import UNSCORED, Predictions
 from heads.rows import Dataset, Row
 from xtrimo.backbone import Backbone, attentions
 from xtrimo.errors import DataError, MissingExtraError
+from xtrimo.pair_maps import correct_maps
 
 MIN_SEPARATION = 6
 NUM_PROTEINS = 20
@@ -30,14 +30,6 @@ NUM_VALID = 50
 PENALTY = 0.15
 PENALTIES = (PENALTY, 0.015, 1.5, 15.0)
 """That are tried; the first is taken where there is nothing to try them on, and of equal ones."""
-
-
-def correct_maps(maps: Float[Tensor, "map length length"]) -> Float[Tensor, "map length length"]:
-    """Symmetric, with the average product correction; a map of zeros stays one."""
-    symmetric = maps + maps.transpose(1, 2)
-    rows = symmetric.sum(2, keepdim=True)
-    total = rows.sum(1, keepdim=True)
-    return symmetric - rows * rows.transpose(1, 2) / torch.where(total == 0, 1.0, total)
 
 
 def corrected_attentions(model: Backbone, sequence: str) -> Float32[np.ndarray, "map length length"]:

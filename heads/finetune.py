@@ -31,7 +31,6 @@ from tyro.conf import Positional
 
 from heads import baselines, contacts, metrics
 from heads.adaptation import Method, adapt, freeze_unused, shares_by_depth
-from heads.cache import CachedStates, CacheKey, cached_states
 from heads.head_directory import HeadFacts, save_head
 from heads.leaks import find_leaks
 from heads.metrics import METRICS
@@ -40,7 +39,6 @@ from heads.molecules import NUM_BITS, kind_of
 from heads.predictor import Predictor
 from heads.rows import Dataset, data_hash, read
 from heads.selection import batches, class_weights, cropped, fewer, proteins
-from heads.states import LiveStates, num_maps
 from heads.tasks import Columns, Level, Target, Task, custom_task, task
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions
@@ -51,6 +49,8 @@ from xtrimo.errors import ConfigError, DataError
 from xtrimo.log import warn_once
 from xtrimo.model import GLM
 from xtrimo.prepacking import prepack
+from xtrimo.states import LiveStates, num_maps
+from xtrimo.states_file import CachedStates, CacheKey, cached_states
 from xtrimo.training import TrainingConfig, fit, ranks
 
 logger = logging.getLogger(__name__)

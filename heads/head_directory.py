@@ -24,12 +24,12 @@ from heads.modules import HeadConfig, Scale
 from heads.molecules import Kind
 from heads.predictor import Predictor
 from heads.rows import Dataset
-from heads.states import LiveStates
 from heads.tasks import Task
 from xtrimo.backbone import Backbone
 from xtrimo.durable import write_json
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import CheckpointError
+from xtrimo.states import LiveStates
 
 HEAD, HEAD_WEIGHTS = "head.json", "head.safetensors"
 FORMAT = 2

@@ -30,9 +30,9 @@ from torch.utils.checkpoint import checkpoint
 
 from heads.answers import UNSCORED
 from heads.contacts import MIN_SEPARATION
-from heads.pair_maps import PairMaps
 from heads.tasks import Level, Task
 from xtrimo.errors import ConfigError
+from xtrimo.pair_maps import PairMaps
 
 Pooling = Literal["attention", "mean"]
 States = Float[Tensor, "residue dim"]

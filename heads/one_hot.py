@@ -16,11 +16,11 @@ from torch import nn
 
 from heads.composition import numbers
 from heads.modules import HeadConfig
-from heads.pair_maps import PairMaps
 from heads.predictor import Predictor
 from heads.rows import Dataset
 from heads.selection import batches
-from heads.states import Lengths, States
+from xtrimo.pair_maps import PairMaps
+from xtrimo.states import Lengths, States
 from xtrimo.training import TrainingConfig, fit
 
 logger = logging.getLogger(__name__)

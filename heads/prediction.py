@@ -24,7 +24,6 @@ from tyro.conf import Positional
 from heads.head_directory import HeadFacts, load_head
 from heads.predictor import Predictor
 from heads.rows import Row
-from heads.states import LiveStates
 from heads.tasks import UNSCORED
 from xtrimo.backbone import Backbone
 from xtrimo.command import FastaOptions, ModelOptions, replacing
@@ -34,6 +33,7 @@ from xtrimo.fasta import CHAIN_BREAK, Record, read_fasta
 from xtrimo.log import warn_once
 from xtrimo.model import GLM
 from xtrimo.prepacking import prepack
+from xtrimo.states import LiveStates
 from xtrimo.tokens import Unknown
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from heads.answers import UNSCORED, Predictions
 from heads.modules import HeadConfig, Scale, build_head, loss
 from heads.molecules import Kind, fingerprints
 from heads.rows import Row
-from heads.states import Lengths, Source, States
 from heads.tasks import Task
 from heads.whitening import zca
+from xtrimo.states import Lengths, Source, States
 
 Outputs = Float[Tensor, "*item"] | list[Float[Tensor, "length length"]]
 AT_ONCE = 4096  # residues that predictions are made for at a time

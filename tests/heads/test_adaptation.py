@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from heads.adaptation import adapt, freeze_unused, load_adapted, save_adapted, shares_by_depth
-from heads.states import LiveStates
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError
 from xtrimo.model import GLM
+from xtrimo.states import LiveStates
 from xtrimo.testing import toy_config, toy_sequences
 
 PROTEINS = toy_sequences(3)

@@ -8,12 +8,13 @@ import torch
 
 from heads import contacts
 from heads.answers import Predictions
-from heads.contacts import ContactRegression, correct_maps, corrected_attentions, fit, predict, regress
+from heads.contacts import ContactRegression, corrected_attentions, fit, predict, regress
 from heads.metrics import evaluate, figure
 from heads.rows import Dataset, Row
 from tests.heads.generated import made_task
 from xtrimo.errors import DataError
 from xtrimo.model import GLM
+from xtrimo.pair_maps import correct_maps
 from xtrimo.testing import toy_config, toy_sequences
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from heads import modules
 from heads.modules import HeadConfig, Pool, Scale, bucket, build_head, loss, padded, places, protein_of
-from heads.pair_maps import pair_rows
 from heads.tasks import Level
 from tests.heads.generated import made_task
 from xtrimo.errors import ConfigError
+from xtrimo.pair_maps import pair_rows
 
 WIDTH = 12
 LENGTHS = torch.tensor([5, 1, 9, 3])

@@ -30,8 +30,6 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import nn
 
-from heads.pair_maps import PairMaps, num_pairs
-from heads.states import Lengths, LiveStates, States
 from xtrimo.backbone import Backbone
 from xtrimo.command import counting
 from xtrimo.durable import sync
@@ -39,7 +37,9 @@ from xtrimo.embedding import Pooling, iter_embeddings
 from xtrimo.embedding_parts import Part, cut
 from xtrimo.errors import XtrimoError
 from xtrimo.model import GLM
+from xtrimo.pair_maps import PairMaps, num_pairs
 from xtrimo.prepacking import prepack
+from xtrimo.states import Lengths, LiveStates, States
 
 logger = logging.getLogger(__name__)
 

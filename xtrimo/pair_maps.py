@@ -2,7 +2,7 @@
 
     protein of 3 residues    rows  1-1 1-2 1-3 2-2 2-3 3-3 (pair, map)
 
-A map is made symmetric and corrected (`contacts.correct_maps`), and then brought to a spread of 1, because from map to
+A map is made symmetric and corrected (`correct_maps`), and then brought to a spread of 1, because from map to
 map they differ a thousandfold; so the upper triangle is all there is to it, and 16 bits hold it. The maps of layer i
 are those of block i, by whose output states are counted as well; layer 0, the embedding, has none.
 """
@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heads.contacts import correct_maps
 from xtrimo.attention import Attend, Heads, shares
 from xtrimo.model import counted_from_start
 from xtrimo.objectives import Example
@@ -47,6 +46,14 @@ class Watched:
         """What was seen, in the order of the layers; None where the model has shown none of them."""
         seen = [weights for weights in self.found.values() if weights is not None]
         return pair_rows(torch.cat(seen)) if seen else None
+
+
+def correct_maps(maps: Float[Tensor, "map length length"]) -> Float[Tensor, "map length length"]:
+    """Symmetric, with the average product correction; a map of zeros stays one."""
+    symmetric = maps + maps.transpose(1, 2)
+    rows = symmetric.sum(2, keepdim=True)
+    total = rows.sum(1, keepdim=True)
+    return symmetric - rows * rows.transpose(1, 2) / torch.where(total == 0, 1.0, total)
 
 
 def pair_rows(maps: Float[Tensor, "map length length"]) -> PairMaps:

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from heads import cache
-from heads.cache import CacheKey, cached_states
-from heads.states import LiveStates
-from xtrimo import embedding_parts
+from xtrimo import embedding_parts, states_file
 from xtrimo.backbone import Backbone
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import XtrimoError
 from xtrimo.model import GLM
+from xtrimo.states import LiveStates
+from xtrimo.states_file import CacheKey, cached_states
 from xtrimo.testing import toy_config, toy_sequences
 
 PROTEINS = sorted(set(toy_sequences(40)))
@@ -72,7 +71,7 @@ def test_a_file_is_for_one_model_and_one_list(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.h5"))) == 4
 
 
-def with_maps(folder: Path, layers: tuple[int, ...] = (0, 2, -1)) -> cache.CachedStates:
+def with_maps(folder: Path, layers: tuple[int, ...] = (0, 2, -1)) -> states_file.CachedStates:
     read = model()
     num_maps = 4 * sum(layer != 0 for layer in layers)
     return cached_states(folder, read, key(read, layers=layers), PROTEINS, num_maps=num_maps)
@@ -132,7 +131,7 @@ DYING = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_cache as t
+import test_states_file as t
 t.embedding_parts.PART_RESIDUES = 300
 with t.counting(700):
     t.cached_states(Path({folder!r}), t.model(), t.key(t.model()), t.PROTEINS)
@@ -143,7 +142,7 @@ DYING_WITH_MAPS = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_cache as t
+import test_states_file as t
 t.embedding_parts.PART_RESIDUES = 3000
 with t.counting(500):
     t.with_maps(Path({folder!r}), (0, -1))
@@ -221,6 +220,6 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "pwrite", full)
+    monkeypatch.setattr(states_file.os, "pwrite", full)
     with pytest.raises(XtrimoError, match="No space left on device; choose another"):
         cached_states(tmp_path, model(), key(model()), PROTEINS)

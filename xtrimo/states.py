@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from heads.pair_maps import PairMaps, Watched
 from xtrimo.attention import Attend, within
 from xtrimo.backbone import Backbone
 from xtrimo.packing import Row, pack
+from xtrimo.pair_maps import PairMaps, Watched
 
 States = Float[Tensor, "residue dim"]
 Lengths = Int[Tensor, "protein"]

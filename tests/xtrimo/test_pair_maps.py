@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from heads.contacts import correct_maps
-from heads.pair_maps import num_pairs, pair_rows
-from heads.states import LiveStates, num_maps
 from xtrimo.backbone import attentions
 from xtrimo.model import GLM
+from xtrimo.pair_maps import correct_maps, num_pairs, pair_rows
+from xtrimo.states import LiveStates, num_maps
 from xtrimo.testing import toy_config, toy_sequences
 
 PROTEIN = toy_sequences(1, min_length=30, max_length=30)[0]
