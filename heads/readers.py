@@ -24,8 +24,9 @@ import numpy as np
 
 from heads.readers_arrow import arrow_files, read_arrow, read_parquet
 from heads.readers_lmdb import read_lmdb
-from heads.readers_structure import STRUCTURES, Labels, contacts, near, read_archive, read_structure
+from heads.readers_structure import Labels, contacts, near
 from heads.tasks import UNSCORED, Columns, Task
+from xtrimo.chains import STRUCTURES, read_archive, read_structure
 from xtrimo.errors import DataError
 from xtrimo.fasta import numbered_lines, open_text, parse_fasta
 
