@@ -1,0 +1,160 @@
+"""A folding model as a directory: `config.json`, `model.safetensors` and `MODEL_CARD.md`.
+
+    config.json   the shape; the language model by name, hash and layers, which is not copied; how it was trained
+
+The language model is loaded by its name again, and must still have the same hash. A directory of ESMFold as
+transformers has it (`EsmForProteinFolding`) is read as well: see `published`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from structure.config import FoldConfig
+from structure.model import FoldModel
+from structure.reader import Reader
+from xtrimo.backbone import Backbone, Limited
+from xtrimo.command import ModelOptions
+from xtrimo.durable import write_json, write_text
+from xtrimo.embedding_file import fingerprint
+from xtrimo.errors import CheckpointError, ConfigError
+from xtrimo.states import LiveStates
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "MODEL_CARD.md"
+FORMAT = "xtrimo-fold-1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldFacts:
+    """What config.json holds."""
+
+    config: FoldConfig
+    lm: str = ""
+    """The language model's directory or name; empty for none."""
+    lm_hash: str = ""
+    """Of its weights, `embedding_file.fingerprint`."""
+    lm_layers: tuple[int, ...] = ()
+    """Whose states are mixed."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Data, steps and figures, for the reader."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Pipeline:
+    """A folding model and what reads proteins for it."""
+
+    model: FoldModel
+    reader: Reader
+    name: str
+
+
+def save_fold(directory: Path, model: FoldModel, facts: FoldFacts) -> None:
+    """Write a directory; config.json last."""
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, directory / WEIGHTS)
+    write_text(directory / CARD, _card(facts))
+    write_json(directory / CONFIG, {"format": FORMAT, **asdict(facts)})
+
+
+def read_facts(directory: Path) -> FoldFacts:
+    """What a directory says of its model.
+
+    Raises:
+        CheckpointError: no folding model of ours is there.
+    """
+    path = directory / CONFIG
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        content["config"], content["lm_layers"] = FoldConfig(**content["config"]), tuple(content["lm_layers"])
+        return FoldFacts(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{directory} is no folding model ({error}); `xtrimo train-fold` writes one") from error
+
+
+def load_fold(directory: Path, *, lm: str = "", device: str = "cpu") -> Pipeline:
+    """A folding model with its language model, ready to fold.
+
+    Args:
+        directory: of `xtrimo train-fold`, or of ESMFold.
+        lm: where the language model is now; by default where it was.
+
+    Raises:
+        CheckpointError: no model, weights that do not fit, or another language model than it was trained on.
+        ConfigError: `lm` for a model that asks for none.
+    """
+    from structure.published import is_esmfold, load_esmfold
+
+    is_published = is_esmfold(directory)
+    facts = None if is_published else read_facts(directory)
+    if lm and not (facts and facts.lm):
+        raise ConfigError(
+            f"{directory} {'has its language model in it' if is_published else 'reads amino acids alone'}; leave out"
+            f" --lm {lm}"
+        )
+    if facts is None:
+        return load_esmfold(directory, device=device)
+    model = FoldModel(facts.config)
+    try:
+        model.load_state_dict(load_file(directory / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{directory / WEIGHTS} cannot be read, or does not fit {CONFIG} ({error}); copy the directory again from"
+            " where it was trained"
+        ) from error
+    return Pipeline(model=model.to(device).eval(), reader=_reader(facts, lm, device, directory), name=directory.name)
+
+
+def _reader(facts: FoldFacts, lm: str, device: str, directory: Path) -> Reader:
+    if not facts.lm:
+        return Reader(None, facts.config)
+    try:
+        language_model = ModelOptions(model=lm or facts.lm, precision="fp32", device=device).load()
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{directory} reads the language model {facts.lm}, which cannot be loaded ({error}); say in --lm where it"
+            " is now"
+        ) from error
+    if fingerprint(language_model) != facts.lm_hash:
+        raise CheckpointError(
+            f"{directory} was trained on {facts.lm} with other weights than {lm or facts.lm} has; give its language"
+            " model in --lm"
+        )
+    return live_reader(language_model, facts.lm_layers, facts.config)
+
+
+def live_reader(lm: Backbone, layers: tuple[int, ...], config: FoldConfig) -> Reader:
+    """A reader that asks the language model."""
+    assert isinstance(lm, torch.nn.Module)
+    source = LiveStates(lm.eval(), layers, pooled=False, maps=config.num_lm_maps > 0)
+    places = lm.learned_places if isinstance(lm, Limited) else None
+    return Reader(source, config, max_length=places - sum(lm.words_around) if places else 0)
+
+
+def with_lm(config: FoldConfig, lm: Backbone | None, layers: tuple[int, ...], num_maps: int) -> FoldConfig:
+    """The config of a folding model that reads so many layers and maps of a language model."""
+    if lm is None:
+        return config
+    return replace(config, lm_width=lm.width, num_lm_layers=len(layers), num_lm_maps=num_maps)
+
+
+def _card(facts: FoldFacts) -> str:
+    kind = "all heavy atoms" if facts.config.side_chains else "backbone and C-beta atoms"
+    trained = "\n".join(f"* {name}: {value}" for name, value in facts.training.items())
+    reads = f"{facts.lm} (layers {', '.join(map(str, facts.lm_layers))})" if facts.lm else "amino acids alone"
+    return f"""# A folding model of xtrimo
+
+Sequence to structure: {kind}, with pLDDT, PAE and pTM. Trunk {facts.config.trunk}, {facts.config.num_blocks} blocks.
+It reads {reads}.
+
+{trained}
+
+A prediction is a hypothesis: look at pLDDT and PAE before you believe it.
+"""

@@ -1,0 +1,123 @@
+"""A folding model on chains that it was not trained on, beside itself before training.
+
+Each figure is a mean over chains, with the interval that the luck of the chains leaves:
+
+    lddt, tm            of C-alphas; of the atoms that the model places
+    precision@L/5       long-range contacts, 24 residues apart or more, by P(C-betas nearer than 8 A) of the distogram
+    correlation         of pLDDT with the true lDDT, over residues (Pearson)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from structure.confidence import expected_plddt
+from structure.data import Example
+from structure.distogram import bin_breaks
+from structure.features import Protein, collate
+from structure.lddt import lddt_ca
+from structure.metrics import CONTACT_ANG, c_betas, compare, lddt_of_residues, ranked_precision
+from structure.model import Folded, FoldModel
+from structure.openfold import constants
+from xtrimo.intervals import Estimate, bootstrap_ratio
+
+CA_SLOT, CA_ATOM = 1, constants.atom_order["CA"]
+RELIABILITY_EDGES = tuple(range(0, 101, 10))
+Read = Callable[[Example], Protein]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Judged:
+    """One chain."""
+
+    lddt: float
+    tm: float
+    precision: float
+    """NaN without pairs of long range."""
+    plddt: Float[np.ndarray, "residue"]
+    """0..100, of the residues that were seen."""
+    true_lddt: Float[np.ndarray, "residue"]
+    """0..100."""
+
+
+def folded(module: nn.Module, protein: Protein) -> Folded:
+    """One pass over one protein, with as many recycles as training had at most."""
+    device = next(module.parameters()).device
+    assert isinstance(module, FoldModel)
+    found: Folded = module(collate([protein]).to(device), num_recycles=module.config.max_recycles)
+    return found
+
+
+def mean_lddt(module: nn.Module, examples: Sequence[Example], read: Read) -> float:
+    """lDDT of C-alphas, 0..1: the mean over chains."""
+    figures = []
+    for example in examples:
+        atoms = folded(module, read(example)).atoms[-1].cpu()
+        seen = torch.from_numpy(example.seen)[None, :, CA_SLOT]
+        scores = lddt_ca(atoms[:, :, CA_SLOT], torch.from_numpy(example.atoms)[None, :, CA_SLOT], seen)
+        figures.append(float(scores.sum() / seen.sum().clamp(min=1)))
+    return float(np.mean(figures))
+
+
+def judge_chain(module: nn.Module, example: Example, read: Read) -> Judged:
+    """All figures of one chain."""
+    with torch.inference_mode():
+        found = folded(module, read(example))
+    atoms = found.atoms[-1, 0].float().cpu().numpy()
+    reference = np.where(example.seen[..., None] > 0, example.atoms, np.nan)
+    said = compare(atoms, reference)
+    plddt = expected_plddt(found.lddt[0, :, CA_ATOM]).float().cpu().numpy()
+    true = 100 * lddt_of_residues(atoms[:, CA_SLOT].astype(float), reference[:, CA_SLOT].astype(float))
+    known = np.isfinite(true)
+    near = (bin_breaks(found.distogram.shape[-1], found.distogram) < CONTACT_ANG).sum() + 1
+    touching = found.distogram[0].float().softmax(-1)[..., :near].sum(-1).cpu().numpy()
+    precision = ranked_precision(touching, c_betas(reference), 5)
+    return Judged(lddt=said.lddt, tm=said.tm, precision=precision, plddt=plddt[known], true_lddt=true[known])
+
+
+def judge(model: nn.Module, untrained: nn.Module, examples: Sequence[Example], read: Read) -> dict[str, Any]:
+    """The figures of a trained model and of its twin before training, for results.json."""
+    ours = [judge_chain(model.eval(), example, read) for example in examples]
+    before = [judge_chain(untrained.eval(), example, read) for example in examples]
+    plddt = np.concatenate([chain.plddt for chain in ours])
+    true = np.concatenate([chain.true_lddt for chain in ours])
+    return {
+        "num_chains": len(ours), "trained": _figures(ours), "untrained": _figures(before),
+        "correlation": float(np.corrcoef(plddt, true)[0, 1]), "reliability": reliability(plddt, true),
+        "chains": [{"lddt": chain.lddt, "tm": chain.tm, "precision": chain.precision} for chain in ours],
+    }  # fmt: skip
+
+
+def _figures(chains: Sequence[Judged]) -> dict[str, dict[str, float]]:
+    found = {}
+    for name in ("lddt", "tm", "precision"):
+        values = np.array([getattr(chain, name) for chain in chains])
+        values = values[np.isfinite(values)]
+        found[name] = asdict(bootstrap_ratio(values, np.ones_like(values)))
+    return found
+
+
+def reliability(plddt: Float[np.ndarray, "residue"], true: Float[np.ndarray, "residue"]) -> list[dict[str, float]]:
+    """Of the residues in each tenth of pLDDT: how many, the mean pLDDT, and the mean true lDDT, 0..100."""
+    rows = []
+    for low, high in zip(RELIABILITY_EDGES, RELIABILITY_EDGES[1:], strict=False):
+        inside = (plddt >= low) & (plddt < high)
+        if inside.any():
+            rows.append({"low": low, "high": high, "num_residues": int(inside.sum()),
+                         "plddt": float(plddt[inside].mean()), "lddt": float(true[inside].mean())})  # fmt: skip
+    return rows
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """What `train-fold` prints."""
+    test = results["test"]
+    lines = [f"{test['num_chains']} chains not trained on; mean (95 % interval)"]
+    for name in ("lddt", "tm", "precision"):
+        trained, before = (Estimate(**test[which][name]) for which in ("trained", "untrained"))
+        lines.append(f"  {name:<10}{trained}   untrained {before}")
+    return "\n".join([*lines, f"  pLDDT correlates with the true lDDT by {test['correlation']:.2f}"])

@@ -1,0 +1,76 @@
+"""Proteins as a folding model reads them: a language model's states, from the model itself or from a file of them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from structure.config import FoldConfig
+from structure.features import Protein, read_sequence
+from xtrimo.errors import SequenceError
+from xtrimo.fasta import CHAIN_BREAK
+from xtrimo.pair_maps import PairMaps
+from xtrimo.states import Source
+
+
+class Reader:
+    """Reads proteins with a source of states.
+
+    Args:
+        source: gives states of the layers that the config counts, side by side; None for amino acids alone.
+        config: of the folding model.
+        max_length: residues of the longest chain that the source can read; 0 for any.
+    """
+
+    def __init__(self, source: Source | None, config: FoldConfig, *, max_length: int = 0) -> None:
+        if (source is None) != (config.num_lm_layers == 0):
+            raise ValueError("a source of states for a model without layers, or none for one that has them")
+        self.source, self.config, self.max_length = source, config, max_length
+
+    def read(self, sequence: str, *, name: str = "sequence") -> Protein:
+        """A protein whose chains `:` joins; each chain is read on its own.
+
+        Raises:
+            SequenceError: as `check`.
+        """
+        self.check(sequence, name=name)
+        aatype, index, _ = read_sequence(sequence, name=name)
+        return Protein(aatype=aatype, index=index, **self._read(sequence.upper().split(CHAIN_BREAK)))
+
+    def check(self, sequence: str, *, name: str = "sequence") -> None:
+        """Refuse what cannot be read, without reading it.
+
+        Raises:
+            SequenceError: letters that are none, or a chain that is too long for the source.
+        """
+        read_sequence(sequence, name=name)
+        longest = max(map(len, sequence.split(CHAIN_BREAK)))
+        if 0 < self.max_length < longest:
+            raise SequenceError(
+                f"{name}: a chain of {longest:,} residues, where the language model has learned {self.max_length:,}"
+                " places; cut it, or take a folding model of another language model"
+            )
+
+    def _read(self, chains: list[str]) -> dict[str, Tensor]:
+        length, config = sum(map(len, chains)), self.config
+        maps = torch.zeros(length, length, config.num_lm_maps)
+        if self.source is None:
+            return {"states": torch.zeros(length, 0, 0), "maps": maps}
+        states, start = [], 0
+        with torch.no_grad():
+            for chain in chains:
+                read, pairs = self.source.of_pairs(chain)
+                states.append(read.detach().cpu().unflatten(-1, (config.num_lm_layers, config.lm_width)))
+                if config.num_lm_maps and pairs is not None:
+                    own = slice(start, start + len(chain))
+                    maps[own, own] = square(pairs.cpu().float(), len(chain))
+                start += len(chain)
+        return {"states": torch.cat(states), "maps": maps}
+
+
+def square(pairs: PairMaps, length: int) -> Float[Tensor, "length length map"]:
+    """The upper triangle of symmetric maps, row by row, as whole maps."""
+    first, second = torch.triu_indices(length, length)
+    maps = pairs.new_zeros(length, length, pairs.shape[1])
+    maps[first, second] = pairs
+    maps[second, first] = pairs
+    return maps

@@ -1,0 +1,106 @@
+"""Triangle multiplication against its definition, and the same numbers however the work is cut."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from structure import triangle
+from structure.triangle import PairBlock, Transition, TriangleMultiplication, parts
+
+
+def filled(module: nn.Module, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    for weight in module.parameters():
+        nn.init.normal_(weight, std=0.3)
+    return module
+
+
+def by_definition(layer: TriangleMultiplication, z: Tensor, mask: Tensor) -> Tensor:
+    """Algorithms 11 and 12, triangle by triangle."""
+    x = layer.norm_in(z)
+    projected, gated = layer.project_in(x), torch.sigmoid(layer.gate_in(x))
+    sides = projected * gated * mask[..., None]
+    a, b = sides[..., : layer.width], sides[..., layer.width :]
+    found = torch.zeros_like(z)
+    length = z.shape[1]
+    for i in range(length):
+        for j in range(length):
+            for k in range(length):
+                found[:, i, j] += a[:, i, k] * b[:, j, k] if layer.outgoing else a[:, k, i] * b[:, k, j]
+    return z + torch.sigmoid(layer.gate_out(x)) * layer.project_out(layer.norm_out(found))
+
+
+@pytest.mark.parametrize("outgoing", [True, False])
+def test_definition(outgoing: bool) -> None:
+    layer = filled(TriangleMultiplication(4, outgoing=outgoing).double())
+    z, mask = torch.randn(2, 6, 6, 4).double(), torch.ones(2, 6, 6).double()
+    mask[1, 4:] = mask[1, :, 4:] = 0
+    torch.testing.assert_close(layer(z, mask), by_definition(layer, z, mask), rtol=1e-12, atol=1e-12)
+
+
+def test_transition_is_a_network_of_each_pair() -> None:
+    layer, z = filled(Transition(4)), torch.randn(1, 5, 5, 4)
+    expected = z + layer.contract(torch.relu(layer.expand(layer.norm(z))))
+    torch.testing.assert_close(layer(z), expected)
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("length", [33, 70])
+def test_chunks_change_no_bit(width: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = filled(PairBlock(width))
+    z, mask = torch.randn(1, length, length, width), torch.ones(1, length, length)
+    calls: list[int] = []
+
+    def counted(size: int, chunk: int) -> object:
+        found = list(parts(size, chunk))
+        calls.append(len(found))
+        return found
+
+    monkeypatch.setattr(triangle, "parts", counted)
+    with torch.no_grad():
+        whole = block(z.clone(), mask)
+        assert not calls
+        for chunk in (1, 7, 16, 64):
+            calls.clear()
+            given = z.clone()
+            cut = block(given, mask, chunk)
+            assert torch.equal(cut, whole), chunk
+            assert cut is given, "with a chunk, the pairs are updated in place"
+            assert calls == [-(-n // chunk) for n in (length, width, length) * 2 + (length,)], "the path did not run"
+
+
+def test_a_new_block_adds_nothing() -> None:
+    z, mask = torch.randn(1, 9, 9, 8), torch.ones(1, 9, 9)
+    assert torch.equal(PairBlock(8)(z, mask), z)
+
+
+def test_padding_adds_nothing() -> None:
+    block = filled(PairBlock(8))
+    z, mask = torch.randn(1, 12, 12, 8), torch.ones(1, 12, 12)
+    small = block(z[:, :9, :9], mask[:, :9, :9])
+    assert not torch.allclose(block(z, mask)[:, :9, :9], small, atol=1e-3), "the control does not see the padding"
+    mask[:, 9:] = mask[:, :, 9:] = 0
+    torch.testing.assert_close(block(z, mask)[:, :9, :9], small, rtol=1e-5, atol=1e-5)
+
+
+def test_the_fused_kernel_is_called_as_it_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no CUDA here: the call alone, with a stand-in of the kernel's documented arguments."""
+    layer = filled(TriangleMultiplication(4, outgoing=False))
+    z, mask = torch.randn(1, 6, 6, 4), torch.ones(1, 6, 6)
+
+    class Kernel:
+        @staticmethod
+        def triangle_multiplicative_update(x: Tensor, direction: str, mask: Tensor, eps: float, **w: Tensor) -> Tensor:
+            assert set(w) == {f"{name}_{kind}_weight" for name in ("norm", "p", "g") for kind in ("in", "out")} | {
+                "norm_in_bias",
+                "norm_out_bias",
+            }
+            normed = nn.functional.layer_norm(x, x.shape[-1:], w["norm_in_weight"], w["norm_in_bias"], eps)
+            ab = (normed @ w["g_in_weight"].T).sigmoid() * (normed @ w["p_in_weight"].T) * mask[..., None]
+            a, b = ab.chunk(2, dim=-1)
+            sums = torch.einsum("bkic,bkjc->bijc" if direction == "incoming" else "bikc,bjkc->bijc", a, b)
+            out = nn.functional.layer_norm(sums, x.shape[-1:], w["norm_out_weight"], w["norm_out_bias"], eps)
+            return (normed @ w["g_out_weight"].T).sigmoid() * (out @ w["p_out_weight"].T)
+
+    monkeypatch.setattr(triangle, "import_module", lambda name: Kernel)
+    torch.testing.assert_close(z + layer._fused(z, mask), layer(z, mask), rtol=1e-5, atol=1e-5)
