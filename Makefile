@@ -16,7 +16,7 @@ test: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[pretrain,heads,judge,esm,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[pretrain,heads,judge,structure,esm,dev]'
 	# The PyPI packages fair-esm and esm overwrite each other's files, so one test looks into a folder of its own.
 	$(BIN)/python -m pip install --no-deps --upgrade --target .venv/fair-esm fair-esm==2.0.0
 	touch $@

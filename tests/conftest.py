@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 
 # An int may stand for a float, as mypy has it; the hook takes its checker by name, so that it needs a module.
 sys.modules["checks_of_tests"] = SimpleNamespace(check=beartype(conf=BeartypeConf(is_pep484_tower=True)))  # type: ignore[assignment]
-install_import_hook(["xtrimo", "generate", "heads", "pretrain"], "checks_of_tests.check")
+install_import_hook(["xtrimo", "generate", "heads", "pretrain", "structure"], "checks_of_tests.check")
 
 import pytest
 import torch

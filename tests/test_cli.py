@@ -58,7 +58,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(cli, "find", lambda name: run)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["fold"], []])
+@pytest.mark.parametrize("args", [["--help"], ["dock"], []])
 def test_answers_without_torch(args: list[str]) -> None:
     code = f"import sys; from xtrimo.__main__ import main; main({args}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
@@ -75,7 +75,7 @@ def test_help_is_immediate() -> None:
 
 
 def test_unknown_verb_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["fold"]) == 2
+    assert cli.main(["dock"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "'fold'" in captured.err
     assert all(verb in captured.err for verb in cli.VERBS)

@@ -50,13 +50,16 @@ VERBS = {
     "evaluate": Verb("heads.evaluation:main", "a trained head on labelled proteins", "heads"),
     "bench": Verb("heads.bench:main", "one model on many tasks, beside random weights and baselines", "heads"),
     "report": Verb("heads.report:main", "results of fine-tuned models as tables and pictures", "heads"),
+    "train-fold": Verb("structure.train:main", "train a folding model on chains with coordinates", "structure"),
+    "fold": Verb("structure.fold_files:main", "predict the structure of each protein", "structure"),
+    "compare": Verb("structure.compare:main", "predicted structures beside their references", "structure"),
     "info": Verb("xtrimo.info:main", "what is in a model directory, a corpus or a preset"),
 }
 
 
 def usage() -> str:
     """The text of `xtrimo --help`."""
-    rows = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    rows = "\n".join(f"  {name:<12}{verb.summary}" for name, verb in VERBS.items())
     return f"usage: xtrimo VERB [flags]\n\n{rows}\n\nxtrimo VERB --help lists the flags of a verb. xtrimo {__version__}"
 
 

@@ -123,7 +123,7 @@ def _values(
         with torch.inference_mode():
             values = compute(Inputs(tokens, positions, torch.from_numpy(row.segments), labels)).float().cpu().numpy()
     except (RuntimeError, MemoryError) as error:
-        if not _is_memory_short(error):
+        if not is_memory_short(error):
             raise
         shortage = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
     else:
@@ -133,7 +133,7 @@ def _values(
     return shortage
 
 
-def _is_memory_short(error: Exception) -> bool:
+def is_memory_short(error: Exception) -> bool:
     """Whether memory ran out: on the CPU torch has no error of its own for that, only its allocator's words."""
     words = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)

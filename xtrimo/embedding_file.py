@@ -9,11 +9,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from tyro.conf import Positional
@@ -35,6 +35,14 @@ WRITTEN = {"f16": "float16", "f32": "float32"}
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 ATTRIBUTES = ("model_hash", "precision", "layers", "pooling", "dtype", "long", "overlap", "xtrimo_version")
 """The settings that the file states, beside its model and a digest of all of them."""
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """A backbone, or any module."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Weights by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,8 +161,13 @@ def fingerprint(model: Backbone) -> str:
 
     These are its facts (`Backbone.facts`), and its weights: names in order, dtypes, shapes, bytes.
     """
-    digest = hashlib.blake2b(json.dumps(model.facts, sort_keys=True).encode(), digest_size=16)
-    weights = model.state_dict()
+    return fingerprint_of(model, model.facts)
+
+
+def fingerprint_of(module: HasWeights, facts: Mapping[str, Any]) -> str:
+    """A digest of a module's weights and of what else its answers follow from."""
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    weights = module.state_dict()
     for name in sorted(weights):
         weight = weights[name]
         if isinstance(weight, torch.Tensor):

@@ -153,7 +153,7 @@ def load(directory: Path, *, device: str | torch.device | None = None, dtype: to
     Raises:
         CheckpointError: another model, unreadable files, or weights that do not fit the config (the first ten).
     """
-    from transformers import EsmcConfig, EsmcForMaskedLM, EsmConfig, EsmForMaskedLM
+    from transformers import EsmcConfig, EsmcForMaskedLM, EsmConfig
 
     try:
         model_type = json.loads((directory / "config.json").read_text("utf-8")).get("model_type")
@@ -169,7 +169,37 @@ def load(directory: Path, *, device: str | torch.device | None = None, dtype: to
         raise CheckpointError(f'{directory} is of model_type {model_type!r}; this reads "esm" and "esmc"')
     config = read_config(EsmConfig, directory)
     _check(config, directory)
-    model, has_head = read_weights(EsmForMaskedLM, directory, config, head="lm_head.", dtype=dtype)
+    return _esm2(directory, config, device=device, dtype=dtype)
+
+
+def load_inside(
+    directory: Path, config: Any, state: Mapping[str, Tensor], *, device: str | torch.device | None = None
+) -> ESM2:
+    """The ESM-2 inside a larger model, such as ESMFold, in fp32.
+
+    Args:
+        directory: of the larger model, for its words and for errors.
+        config: transformers' EsmConfig.
+        state: the weights of its `EsmModel`.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    named = {f"esm.{name}": weight for name, weight in state.items()}
+    return _esm2(directory, config, state=named, device=device, dtype=torch.float32)
+
+
+def _esm2(
+    directory: Path,
+    config: Any,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+) -> ESM2:
+    from transformers import EsmForMaskedLM
+
+    model, has_head = read_weights(EsmForMaskedLM, directory, config, head="lm_head.", state=state, dtype=dtype)
     words = _words(_vocabulary(directory), config, directory)
     max_length = config.max_position_embeddings - UNUSED_PLACES
     places = max_length if config.position_embedding_type == "absolute" else None

@@ -53,6 +53,8 @@ class TrainingConfig:
     """Decoupled; none on biases, norms and other vectors."""
     clip_norm: float = 1.0
     """Of the gradient of all weights."""
+    average: float = 0.0
+    """Decay of a moving average of the weights, per step; it is what is validated and kept. 0 keeps the weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the matrix products (autocast); weights and sums stay as they are."""
     accumulate: int = 1
@@ -75,6 +77,8 @@ class TrainingConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"average is {self.average}; expected a decay from 0 to below 1, such as 0.999")
         if not 0 <= self.warmup_ratio <= 1 or min(self.weight_decay, self.validate_every, self.patience) < 0:
             raise ConfigError(
                 f"warmup_ratio {self.warmup_ratio} must lie in 0..1; weight_decay {self.weight_decay}, validate_every"
@@ -104,11 +108,11 @@ class Progress:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     """The trained weights then; empty without validation."""
 
-    def judge(self, figure: float, module: nn.Module) -> None:
-        """Take in a validation figure."""
+    def judge(self, figure: float, weights: Mapping[str, Tensor]) -> None:
+        """Take in a validation figure and the weights that it is of."""
         if figure > self.best or not self.best_weights:
             self.best, self.best_step, self.num_worse = figure, self.step, 0
-            self.best_weights = {name: weight.detach().clone() for name, weight in trained(module).items()}
+            self.best_weights = {name: weight.detach().clone() for name, weight in weights.items()}
         else:
             self.num_worse += 1
 
@@ -156,11 +160,11 @@ def fit(
             due = config.validate_every and progress.step % config.validate_every == 0
             if validate and (due or progress.step == config.steps):
                 figure = stepper.judged_by(validate)
-                progress.judge(figure, module)
+                progress.judge(figure, stepper.kept)
                 monitor.validation(progress.step, figure)
             if progress.step % config.save_every == 0 or progress.is_over(config):
                 _save(folder, stepper, progress)
-    take(module, progress.best_weights)
+    take(module, progress.best_weights or stepper.kept)
     module.eval()
     return progress
 
@@ -228,6 +232,7 @@ class _Stepper:
         if not self.weights:
             raise ConfigError("no weight of the module asks for a gradient, so there is nothing to train")
         self.device = next(iter(self.weights.values())).device
+        self.averages = {name: weight.detach().clone() for name, weight in self.weights.items() if config.average}
         self.rank, self.world = rank_and_world
         summed = _Summed(module, loss)
         self.summed = DistributedDataParallel(summed) if self.world > 1 else summed
@@ -270,15 +275,31 @@ class _Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.optimizer.step()
+        self._follow(step)
         return StepResult(value / count if count else 0.0, norm, rate)
 
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """The weights that are validated and kept."""
+        return self.averages or self.weights
+
+    def _follow(self, step: int) -> None:
+        """Move the averages; those of the first steps are of few weights, and follow faster."""
+        if self.averages:
+            decay = min(self.config.average, (1 + step) / (10 + step))
+            own = [weight.detach() for weight in self.weights.values()]
+            torch._foreach_lerp_(list(self.averages.values()), own, 1 - decay)
+
     def judged_by(self, validate: Validate) -> float:
-        """The main rank's figure, on all ranks."""
+        """The main rank's figure of the kept weights, on all ranks."""
         figure = torch.zeros(1, dtype=torch.float64, device=self.device)
         if self.rank == 0:
             self.module.eval()
+            own = {name: weight.detach().clone() for name, weight in self.weights.items() if self.averages}
+            take(self.module, self.averages)
             with torch.no_grad(), self._precision():
                 figure[0] = validate(self.module)
+            take(self.module, own)
         if self.world > 1:
             dist.broadcast(figure, 0)
         value = float(figure)
@@ -311,7 +332,7 @@ def _save(folder: Path, stepper: _Stepper, progress: Progress) -> None:
     work, target = folder / f".{CHECKPOINT}.{os.getpid()}", folder / CHECKPOINT
     state = {
         "config": _identity(stepper.config), "weights": stepper.weights, "optimizer": stepper.optimizer.state_dict(),
-        "progress": {name: getattr(progress, name) for name in Progress.__slots__},
+        "averages": stepper.averages, "progress": {name: getattr(progress, name) for name in Progress.__slots__},
     }  # fmt: skip
     try:
         with work.open("wb") as file:
@@ -342,6 +363,8 @@ def _resume(folder: Path, stepper: _Stepper) -> Progress:
         if state["weights"].keys() != stepper.weights.keys():
             raise ConfigError(f"{path} is of a run that trained other weights; choose another folder")
         take(stepper.module, state["weights"])
+        for name, weight in state["averages"].items():
+            stepper.averages[name].copy_(weight)
         stepper.optimizer.load_state_dict(state["optimizer"])
         progress = Progress(**state["progress"])
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:

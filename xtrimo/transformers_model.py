@@ -282,7 +282,7 @@ def read_weights(
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
     where = {"pretrained_model_name_or_path": source} if state is None else {"pretrained_model_name_or_path": None}
     try:
-        with _quiet():
+        with quiet():
             model, report = model_class.from_pretrained(
                 **where, config=config, state_dict=state, dtype=dtype or "auto", local_files_only=True,
                 attn_implementation=ATTENTION, output_loading_info=True, ignore_mismatched_sizes=True,
@@ -313,7 +313,7 @@ def _without_head(model: Any, head: str, missing: set[str]) -> tuple[set[str], b
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bar and table of names: what they say is in our error."""
     logger = logging.getLogger("transformers")
     level, shows_bar = logger.level, is_progress_bar_enabled()
