@@ -77,7 +77,7 @@ def test_help_is_immediate() -> None:
 def test_unknown_verb_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["dock"]) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and "'fold'" in captured.err
+    assert captured.out == "" and "'dock'" in captured.err
     assert all(verb in captured.err for verb in cli.VERBS)
 
 

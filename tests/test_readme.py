@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -18,9 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 NUM_PROTEINS = 80
+pytestmark = pytest.mark.timeout(900)  # the first test pays for all blocks
 SMALLER = {
     "--steps 500": "--steps 3 --valid-tokens 1000",
     "--num 16": "--num 16 --max-length 40",
+    "--steps 300": "--steps 2 --preset fold-tiny --valid-chains 1",
 }
 
 
@@ -37,9 +40,10 @@ def run(kind: str, code: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every block has run; python6.txt holds what block 6, in Python, said."""
+    """Where every block has run; python7.txt holds what block 7, in Python, said."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").mkdir()
+    (folder / "tests").symlink_to(ROOT / "tests")
     records = itertools.islice(read_fasta(ROOT / "examples/proteins.fasta.gz"), NUM_PROTEINS)
     write_fasta(folder / "examples/proteins.fasta.gz", records)
     for number, (kind, code) in enumerate(BLOCKS):
@@ -49,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_block_is_run_or_a_make_target() -> None:
-    assert [kind for kind, _ in BLOCKS] == ["console", "bash", "bash", "python", "console", "bash", "python"]
+    assert [kind for kind, _ in BLOCKS] == ["console", "bash", "bash", "python", "console", "bash", "bash", "python"]
     targets = re.findall(r"^make (\w+)", BLOCKS[0][1], flags=re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()
     assert targets == ["demo", "test"] and all(f"\n{target}:" in makefile for target in targets)
@@ -67,6 +71,13 @@ def test_weights_from_elsewhere(folder: Path) -> None:
     assert re.fullmatch(r"pseudo perplexity 1\.\d\d\n", (folder / "python3.txt").read_text())
 
 
+def test_fold(folder: Path) -> None:
+    scores = json.loads((folder / "structures/scores.json").read_text())
+    assert len(scores) == 16 == len(list((folder / "structures").glob("s*.cif")))
+    (said,) = folder.glob("bash6.txt")
+    assert "untrained" in said.read_text() and "1.000" in said.read_text()
+
+
 def test_design(folder: Path) -> None:
     assert len(list(read_fasta(folder / "new.fasta"))) == 16
     free = [record.sequence for record in read_fasta(folder / "free.fasta")]
@@ -79,7 +90,7 @@ def test_design(folder: Path) -> None:
 
 
 def test_python(folder: Path) -> None:
-    *proteins, shape = (folder / "python6.txt").read_text().splitlines()
+    *proteins, shape = (folder / "python7.txt").read_text().splitlines()
     assert [line.split()[0] for line in proteins] == ["s0001", "s0002", "s0003", "s0004"]
     assert shape == "(22, 128)"
 
