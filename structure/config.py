@@ -57,9 +57,11 @@ class FoldConfig:
     """Whether it was trained on side chains; otherwise it writes N, CA, C, O and CB alone."""
 
     def __post_init__(self) -> None:
-        for name in ("single_width", "pair_width", "num_blocks", "structure_width", "structure_pair_width",
-                     "num_structure_layers", "num_point_heads", "point_head_width", "angle_width",
-                     "confidence_width"):  # fmt: skip
+        for name in (
+            "single_width", "pair_width", "num_blocks", "num_single_heads", "num_pair_heads", "structure_width",
+            "structure_pair_width", "num_structure_layers", "num_point_heads", "point_head_width", "angle_width",
+            "confidence_width",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.trunk not in ("trimul", "esmfold"):

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 NUM_SLOTS = 14
 SHORTEST = 16  # residues
 MOST_UNSEEN, MOST_UNKNOWN = 0.5, 0.1
+BROKEN_ANG = 2.5
+"""C and N further apart than this are no bond, whatever the numbers say."""
 IDENTITY, COVERAGE = 0.3, 0.5
 SPLITS = ("train", "valid", "test")
 _UNKNOWN = constants.unk_restype_index
@@ -98,13 +100,17 @@ def example(chain: Chain) -> Example:
 
 
 def _index(chain: Chain) -> Int64[np.ndarray, "length"]:
-    """Residues from 0, jumping as the numbers do except over a bond: some files number as another protein does."""
-    if chain.numbers is None:
-        return np.arange(len(chain.sequence), dtype=np.int64)
-    steps = np.maximum(np.diff(chain.numbers), 1)
+    """Residues from 0, jumping as the numbers do except over a bond, and by one more where C and N are far apart.
+
+    Some files number as another protein does, and some number on over what was not seen.
+    """
+    numbers = np.arange(len(chain.sequence)) if chain.numbers is None else chain.numbers
+    steps = np.maximum(np.diff(numbers), 1)
     for i in np.flatnonzero(steps > 1).tolist():
         if is_bonded(chain.xyz[i], chain.xyz[i + 1]):
             steps[i] = 1
+    apart = np.linalg.norm(chain.xyz[1:, 0] - chain.xyz[:-1, 2], axis=-1)  # NaN where one was not seen
+    steps[(steps == 1) & (apart > BROKEN_ANG)] = 2
     return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(steps)))
 
 
@@ -115,8 +121,10 @@ def why_unusable(chain: Chain) -> str:
         return f"shorter than {SHORTEST} residues"
     if np.isnan(chain.xyz[:, 1]).any(-1).sum() > MOST_UNSEEN * num:
         return f"more than {MOST_UNSEEN:.0%} of the CA not seen"
-    if sum(letter not in constants.restype_order for letter in chain.sequence) > MOST_UNKNOWN * num:
-        return f"more than {MOST_UNKNOWN:.0%} of the residues unknown"
+    seen = np.isfinite(chain.xyz[:, 1]).all(-1)  # what was not seen may be X for that alone
+    unknown = np.array([letter not in constants.restype_order for letter in chain.sequence])
+    if (unknown & seen).sum() > MOST_UNKNOWN * seen.sum():
+        return f"more than {MOST_UNKNOWN:.0%} of the seen residues unknown"
     return ""
 
 
@@ -189,7 +197,7 @@ def _clusters(sequences: list[str]) -> Int64[np.ndarray, "chain"]:
         return mmseqs.cluster(sequences, IDENTITY, COVERAGE)
     warn_once(
         logger,
-        "mmseqs2 is not installed: chains are clustered by common 5-mers, which misses relatives under 40 %% identity,"
+        "mmseqs2 is not installed: chains are clustered by common 5-mers, which misses relatives under 40 % identity,"
         " so that a held-out chain may have some in training",
     )
     return cluster_by_words(sequences, IDENTITY, COVERAGE)

@@ -1,7 +1,8 @@
 """The distogram: in which bin the distance of two residues falls, and the loss of the head that says so.
 
-64 bins of 0.3125 angstrom; the first holds all below 2.3125, the last all beyond 21.6875. Distances are those of CB
-atoms, of CA in glycine (AlphaFold 2, supplement 1.9.8, equation 41).
+64 bins of 0.3125 angstrom; the first holds all below 2.3125, the last all beyond 21.6875. Source: AlphaFold 2,
+supplement 1.9.8, equation 41; distances there are those of CB atoms, and of CA in glycine. Here glycine has the CB that
+its backbone would give it, as contacts have.
 """
 
 import torch

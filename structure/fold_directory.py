@@ -19,7 +19,7 @@ from structure.config import FoldConfig
 from structure.model import FoldModel
 from structure.reader import Reader
 from xtrimo.backbone import Backbone, Limited
-from xtrimo.command import ModelOptions
+from xtrimo.command import ModelOptions, check_device
 from xtrimo.durable import write_json, write_text
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import CheckpointError, ConfigError
@@ -88,19 +88,16 @@ def load_fold(directory: Path, *, lm: str = "", device: str = "cpu") -> Pipeline
 
     Raises:
         CheckpointError: no model, weights that do not fit, or another language model than it was trained on.
-        ConfigError: `lm` for a model that asks for none.
+        ConfigError: `lm` for a model that asks for none, or a device that is not here.
     """
     from structure.published import is_esmfold, load_esmfold
 
-    is_published = is_esmfold(directory)
-    facts = None if is_published else read_facts(directory)
-    if lm and not (facts and facts.lm):
-        raise ConfigError(
-            f"{directory} {'has its language model in it' if is_published else 'reads amino acids alone'}; leave out"
-            f" --lm {lm}"
-        )
-    if facts is None:
+    check_device(device)
+    if is_esmfold(directory):
+        if lm:
+            raise ConfigError(f"{directory} is ESMFold, which has its language model in it; leave out --lm {lm}")
         return load_esmfold(directory, device=device)
+    facts = read_facts(directory)
     model = FoldModel(facts.config)
     try:
         model.load_state_dict(load_file(directory / WEIGHTS))
@@ -109,11 +106,19 @@ def load_fold(directory: Path, *, lm: str = "", device: str = "cpu") -> Pipeline
             f"{directory / WEIGHTS} cannot be read, or does not fit {CONFIG} ({error}); copy the directory again from"
             " where it was trained"
         ) from error
-    return Pipeline(model=model.to(device).eval(), reader=_reader(facts, lm, device, directory), name=directory.name)
+    return Pipeline(model=model.to(device).eval(), reader=_reader(facts, lm, device, directory), name=_name(directory))
+
+
+def _name(directory: Path) -> str:
+    """What predictions call a model: its directory, or the run that `train-fold` has put it in."""
+    place = directory.resolve()
+    return place.parent.name if place.name == "model" else place.name
 
 
 def _reader(facts: FoldFacts, lm: str, device: str, directory: Path) -> Reader:
     if not facts.lm:
+        if lm:
+            raise ConfigError(f"{directory} reads amino acids alone; leave out --lm {lm}")
         return Reader(None, facts.config)
     try:
         language_model = ModelOptions(model=lm or facts.lm, precision="fp32", device=device).load()
@@ -135,7 +140,8 @@ def live_reader(lm: Backbone, layers: tuple[int, ...], config: FoldConfig) -> Re
     assert isinstance(lm, torch.nn.Module)
     source = LiveStates(lm.eval(), layers, pooled=False, maps=config.num_lm_maps > 0)
     places = lm.learned_places if isinstance(lm, Limited) else None
-    return Reader(source, config, max_length=places - sum(lm.words_around) if places else 0)
+    around = sum(lm.words_around)
+    return Reader(source, config, max_length=places - around if places else 0, trained_length=lm.max_length - around)
 
 
 def with_lm(config: FoldConfig, lm: Backbone | None, layers: tuple[int, ...], num_maps: int) -> FoldConfig:

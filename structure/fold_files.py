@@ -1,113 +1,127 @@
-"""The verb `fold`: the proteins of a FASTA file to structure files and a table of scores.
+"""The proteins of a FASTA file to structure files and a table of scores: what the verb `fold` does.
 
     OUT/NAME.cif, OUT/NAME.pdb   a protein; the letters of its record's name that no file name should have are "_"
-    OUT/scores.json              mean pLDDT, pTM, seconds of each, and its sequence
-    OUT/settings.json            model and recycles, which all files of a folder have in common
+    OUT/scores.json              mean pLDDT, pTM, seconds of each, its sequence and the name of its files
+    OUT/settings.json            model, recycles and --pae, which all files of a folder have in common
 
-A protein is finished when its files and its line of scores are there: the same command folds what is left.
+A protein is finished when its files are there, and scores.json has the record's name and sequence beside their name:
+the same command folds what is left.
 """
 
+import fcntl
 import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tyro.conf import Positional
-
-from structure.fold_directory import Pipeline, load_fold
+from structure.fold_command import FoldOptions
+from structure.fold_directory import Pipeline
 from structure.folding import check_recycles, iter_folded, num_residues
 from structure.prediction import Prediction
 from structure.writers import Scores, read_scores, write_mmcif, write_pdb, write_scores
 from xtrimo.command import counting
 from xtrimo.durable import write_json
 from xtrimo.embedding_file import fingerprint_of
-from xtrimo.errors import ConfigError, FastaError
-from xtrimo.fasta import Record, read_fasta
-from xtrimo.tokens import Unknown
+from xtrimo.errors import ConfigError, DataError, XtrimoError
+from xtrimo.fasta import Record
 
 logger = logging.getLogger(__name__)
 
 SCORES, SETTINGS = "scores.json", "settings.json"
 WRITTEN_EVERY = 10.0
-"""Seconds between two writings of the scores: a killed run folds again what is newer."""
-Format = Literal["mmcif", "pdb", "both"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FoldOptions:
-    """Predict the structure of each protein of a FASTA file; ":" joins the chains of one."""
-
-    fasta: Positional[Path]
-    """Proteins, plain or gzipped."""
-    out: Positional[Path]
-    """Folder of structures and scores; what is finished in it is not done again."""
-    model: Path
-    """Folding model: the `model` folder of a run of train-fold, or a directory of ESMFold."""
-    lm: str = ""
-    """The language model that it reads, if it is no longer where it was."""
-    num_recycles: int | None = None
-    """Times that the trunk's output is fed back; by default as many as in training."""
-    chunk: int | None = None
-    """Rows of pairs at a time, which saves memory and changes no atom; by default as memory asks, 0 is all at once."""
-    format: Format = "mmcif"
-    """mmcif (ModelCIF), pdb, or both; the B column is the pLDDT, 0..100."""
-    pae: bool = False
-    """Write the expected error of each pair of residues into the mmCIF file as well: length^2 lines."""
-    unknown: Unknown = "error"
-    """A letter that is no residue: error stops, x reads it as X, skip leaves out the record."""
-    device: str = "cpu"
-    """Where to run, such as cuda."""
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """`xtrimo fold`."""
-    import tyro
-
-    options = tyro.cli(FoldOptions, prog="xtrimo fold", args=args)
-    records = list(read_fasta(options.fasta, unknown=options.unknown, chains=True))
-    if not records:
-        raise FastaError(f"{options.fasta}: no record is left to fold; correct the letters, or try --unknown x")
-    pipeline = load_fold(options.model, lm=options.lm, device=options.device)
-    scores = fold_all(pipeline, records, options)
-    mean = sum(each.mean_plddt for each in scores) / len(scores)
-    print(f"{len(scores)} structures in {options.out}, mean pLDDT {mean:.1f}")
+"""Seconds between two writings of the scores: a killed run folds what is newer again."""
 
 
 def fold_all(pipeline: Pipeline, records: Sequence[Record], options: FoldOptions) -> list[Scores]:
     """Fold what is not finished; the scores of all records, in their order.
 
     Raises:
-        ConfigError: a folder of structures of another model or other recycles.
+        ConfigError: a folder of structures of another model, other recycles, or with errors of pairs and now without.
+        SequenceError: as `fold`; before anything is folded.
+        XtrimoError: proteins that could not be written, after all others were; or another process at work there.
     """
     settings = {
         "model": pipeline.name, "model_hash": fingerprint_of(pipeline.model, pipeline.model.config.to_dict()),
-        "num_recycles": check_recycles(pipeline, options.num_recycles),
+        "num_recycles": check_recycles(pipeline, options.num_recycles), "pae": options.pae,
     }  # fmt: skip
     _claim(options.out, settings)
-    names = file_names([record.name for record in records])
-    done = _finished(records, names, options)
-    todo = [number for number in range(len(records)) if number not in done]
-    if done:
-        logger.info("%s: %d of %d proteins are finished", options.out, len(done), len(records))
-    total = sum(num_residues(records[number]) for number in todo)
-    began = written = time.monotonic()
-    with counting("folding", total, "residues") as count:
-        for number, prediction, seconds in _timed(pipeline, [records[i] for i in todo], options):
-            number = todo[number]
-            _write(prediction, options, names[number])
-            done[number] = Scores.of(prediction, seconds)
-            count(len(prediction.residues))
-            if time.monotonic() - written > WRITTEN_EVERY:
-                written = time.monotonic()
-                write_scores([done[i] for i in sorted(done)], options.out / SCORES)
-    write_scores([done[i] for i in sorted(done)], options.out / SCORES)
-    if todo:
-        logger.info("folded %d proteins in %.0f s", len(todo), time.monotonic() - began)
-    return [done[number] for number in range(len(records))]
+    with _alone(options.out):
+        return _fold_rest(pipeline, records, options)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold a folder: two processes would each write the scores that they know of."""
+    with (out / SETTINGS).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise XtrimoError(f"another process folds into {out}; wait for it, or choose another folder") from error
+        yield
+
+
+def _fold_rest(pipeline: Pipeline, records: Sequence[Record], options: FoldOptions) -> list[Scores]:
+    path, names = options.out / SCORES, file_names([record.name for record in records])
+    known = {each.file: each for each in (read_scores(path) if path.exists() else ())}
+    table = {name: _finished(record, name, known, options) for name, record in zip(names, records, strict=True)}
+    todo = {name: record for name, record in zip(names, records, strict=True) if table[name] is None}
+    table |= {name: scores for name, scores in known.items() if name not in table}  # of other inputs
+    if len(todo) < len(records):
+        logger.info("%s: %d of %d proteins are finished", options.out, len(records) - len(todo), len(records))
+    for name, record in todo.items():
+        if name in known and (known[name].name, known[name].sequence) != (record.name, record.sequence.upper()):
+            logger.warning("%s: the files of another protein of this name are replaced", options.out / name)
+    failed = _fold_missing(pipeline, todo, table, options) if todo else {}
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise XtrimoError(
+            f"{len(failed)} of {len(records)} proteins could not be written, such as {name} ({error}); all others are"
+            f" in {options.out}"
+        )
+    return [scores for name in names if (scores := table[name])]
+
+
+def _fold_missing(
+    pipeline: Pipeline, records: Mapping[str, Record], table: dict[str, Scores | None], options: FoldOptions
+) -> dict[str, DataError]:
+    """Fold records, given by the name of their files, and put their scores into the table and its file.
+
+    Returns:
+        What could not be written, and why.
+    """
+    failed: dict[str, DataError] = {}
+
+    def save() -> None:
+        write_scores([scores for scores in table.values() if scores], options.out / SCORES)
+
+    save()  # without what is now folded again, before its files are others than their scores say
+    names, total = list(records), sum(num_residues(record) for record in records.values())
+    began = written = last = time.monotonic()
+    batches = iter_folded(pipeline, [*records.values()], num_recycles=options.num_recycles, chunk=options.chunk)
+    try:
+        with counting("folding", total, "residues") as count:
+            for batch in batches:
+                seconds = (time.monotonic() - last) / len(batch)
+                for number, prediction in batch:
+                    name = names[number]
+                    try:
+                        table[name] = Scores.of(_written(prediction, options, name), seconds, file=name)
+                    except DataError as error:
+                        failed[name] = error
+                        logger.warning("%s", error)
+                    count(num_residues(records[name]))
+                last = time.monotonic()
+                if last - written > WRITTEN_EVERY:
+                    written = last
+                    save()
+    finally:
+        save()
+    logger.info("folded %d proteins in %.0f s", len(records) - len(failed), time.monotonic() - began)
+    return failed
 
 
 def file_names(names: Sequence[str]) -> list[str]:
@@ -134,35 +148,28 @@ def _paths(options: FoldOptions, name: str) -> list[Path]:
     return [options.out / f"{name}{ending}" for ending in endings]
 
 
-def _write(prediction: Prediction, options: FoldOptions, name: str) -> None:
+def _written(prediction: Prediction | DataError, options: FoldOptions, name: str) -> Prediction:
+    """The prediction, once it is in its files.
+
+    Raises:
+        DataError: it is none, or does not fit into a file.
+    """
+    if isinstance(prediction, DataError):
+        raise prediction
     for path in _paths(options, name):
         if path.suffix == ".pdb":
             write_pdb(prediction, path)
         else:
             write_mmcif(prediction, path, pae=options.pae)
+    return prediction
 
 
-def _timed(
-    pipeline: Pipeline, records: Sequence[Record], options: FoldOptions
-) -> Iterator[tuple[int, Prediction, float]]:
-    """Each prediction with the seconds since the one before; those of a batch share its time."""
-    last = time.monotonic()
-    for number, prediction in iter_folded(pipeline, records, num_recycles=options.num_recycles, chunk=options.chunk):
-        now = time.monotonic()
-        yield number, prediction, now - last
-        last = time.monotonic()
-
-
-def _finished(records: Sequence[Record], names: Sequence[str], options: FoldOptions) -> dict[int, Scores]:
-    """The scores of the records whose files are there."""
-    path = options.out / SCORES
-    known = {(each.name, each.sequence): each for each in read_scores(path)} if path.exists() else {}
-    found = {}
-    for number, record in enumerate(records):
-        scores = known.get((record.name, record.sequence.upper()))
-        if scores and all(file.exists() for file in _paths(options, names[number])):
-            found[number] = scores
-    return found
+def _finished(record: Record, name: str, known: Mapping[str, Scores], options: FoldOptions) -> Scores | None:
+    """The scores of a record whose files of this name are there."""
+    scores = known.get(name)
+    if scores is None or (scores.name, scores.sequence) != (record.name, record.sequence.upper()):
+        return None
+    return scores if all(file.exists() for file in _paths(options, name)) else None
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from structure.model import Folded, with_atoms
 from structure.openfold import constants
 from structure.prediction import Prediction
 from xtrimo.batch import named
-from xtrimo.errors import ConfigError
+from xtrimo.errors import ConfigError, DataError
 from xtrimo.fasta import Record
 
 PAIRS_AT_ONCE = 256**2
@@ -54,18 +54,26 @@ def fold(
             string in place of a list.
         ConfigError: recycles of a model that has one pass alone, or a chunk below 0.
         CheckpointError: a directory that holds no folding model.
+        DataError: a prediction with places that are no numbers.
     """
     pipeline = model if isinstance(model, Pipeline) else load_fold(Path(model))
     records = list(named(sequences))
     batches = iter_folded(pipeline, records, num_recycles=num_recycles, chunk=chunk)
-    found = dict(item for batch in batches for item in batch)
+    found: dict[int, Prediction] = {}
+    for number, answer in (item for batch in batches for item in batch):
+        if isinstance(answer, DataError):
+            raise answer
+        found[number] = answer
     return [found[number] for number in range(len(records))]
 
 
 def iter_folded(
     pipeline: Pipeline, records: Sequence[Record], *, num_recycles: int | None = None, chunk: int | None = None
-) -> Iterator[list[tuple[int, Prediction]]]:
-    """`fold` as it goes, batch by batch: numbers of records and their predictions, from short proteins to long ones."""
+) -> Iterator[list[tuple[int, Prediction | DataError]]]:
+    """`fold` as it goes, batch by batch: numbers of records and their predictions, from short proteins to long ones.
+
+    In the place of a prediction that is none, such as of places that are no numbers, stands what is wrong with it.
+    """
     passes = check_recycles(pipeline, num_recycles)
     for record in records:
         pipeline.reader.check(record.sequence, name=record.name)  # a bad one is met now, not after hours
@@ -78,13 +86,13 @@ def iter_folded(
         length = features.aatype.shape[1]
 
         def compute(cut: int | None, features: Features = features) -> Folded:
-            with torch.inference_mode():
+            with torch.no_grad():  # not inference mode: OpenFold keeps tables that a later training reads
                 folded: Folded = pipeline.model(features, num_recycles=passes, chunk=cut)
             return folded
 
         folded = chunks.run(compute, length, len(batch), own[-1].name)
         yield [
-            (number, _prediction(pipeline, own[place], proteins[place], folded, place, passes))
+            (number, _try_prediction(pipeline, own[place], proteins[place], folded, place, passes))
             for place, number in enumerate(batch)
         ]
 
@@ -128,6 +136,15 @@ def buckets(lengths: Sequence[int]) -> list[list[int]]:
     return found
 
 
+def _try_prediction(
+    pipeline: Pipeline, record: Record, protein: Protein, folded: Folded, place: int, passes: int
+) -> Prediction | DataError:
+    try:
+        return _prediction(pipeline, record, protein, folded, place, passes)
+    except DataError as error:
+        return error
+
+
 def _prediction(
     pipeline: Pipeline, record: Record, protein: Protein, folded: Folded, place: int, passes: int
 ) -> Prediction:
@@ -137,15 +154,17 @@ def _prediction(
     aatype = with_atoms(torch.from_numpy(protein.aatype)[None]).to(folded.pair.device)
     atoms = to_atom37(aatype, folded.atoms[-1, own, :length])[0]
     exists = np.array(constants.restype_atom37_mask[aatype[0].cpu().numpy()], dtype=bool)
+    plddt = expected_plddt(folded.lddt[place, :length]).float().cpu().numpy()
+    ca, cb = (constants.atom_order[name] for name in ("CA", "CB"))
     if not pipeline.model.config.side_chains:
         exists[:, BACKBONE_SLOTS:] = False  # the first five of 37 atoms are those of the first five slots
-    plddt = expected_plddt(folded.lddt[place, :length]).float().cpu().numpy()
+        plddt[:, cb] = plddt[:, ca]  # where backbones alone were seen, nobody learned that of CB
     pae = folded.pae[own, :length, :length]
     mask = torch.ones(1, length, device=pae.device)
     _, _, chain = read_sequence(record.sequence)
     return Prediction(
         name=record.name, sequence=record.sequence.upper(), atoms=np.where(exists[..., None], atoms.cpu().numpy(), 0),
-        exists=exists, plddt=plddt[:, constants.atom_order["CA"]], atom_plddt=np.where(exists, plddt, 0),
+        exists=exists, plddt=plddt[:, ca], atom_plddt=np.where(exists, plddt, 0),
         pae_ang=expected_pae(pae)[0].cpu().numpy(), ptm=float(predicted_tm(pae, mask)), chain=chain,
         num_recycles=passes, model=pipeline.name,
     )  # fmt: skip

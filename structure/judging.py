@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from structure.confidence import expected_plddt
 from structure.data import Example
 from structure.distogram import bin_breaks
 from structure.features import Protein, collate
 from structure.lddt import lddt_ca
+from structure.memory import Chunks
 from structure.metrics import CONTACT_ANG, c_betas, compare, lddt_of_residues, ranked_precision
 from structure.model import Folded, FoldModel
 from structure.openfold import constants
 from xtrimo.intervals import Estimate, bootstrap_ratio
 
 CA_SLOT, CA_ATOM = 1, constants.atom_order["CA"]
+FIGURES = ("lddt", "tm", "precision")
 RELIABILITY_EDGES = tuple(range(0, 101, 10))
 Read = Callable[[Example], Protein]
 
@@ -49,8 +51,13 @@ def folded(module: nn.Module, protein: Protein) -> Folded:
     """One pass over one protein, with as many recycles as training had at most."""
     device = next(module.parameters()).device
     assert isinstance(module, FoldModel)
-    found: Folded = module(collate([protein]).to(device), num_recycles=module.config.max_recycles)
-    return found
+    features, length = collate([protein]).to(device), len(protein.aatype)
+
+    def compute(chunk: int | None) -> Folded:
+        answer: Folded = module(features, num_recycles=module.config.max_recycles, chunk=chunk)
+        return answer
+
+    return Chunks(module.config, device).run(compute, length, 1, "a held-out chain")
 
 
 def mean_lddt(module: nn.Module, examples: Sequence[Example], read: Read) -> float:
@@ -66,7 +73,7 @@ def mean_lddt(module: nn.Module, examples: Sequence[Example], read: Read) -> flo
 
 def judge_chain(module: nn.Module, example: Example, read: Read) -> Judged:
     """All figures of one chain."""
-    with torch.inference_mode():
+    with torch.no_grad():
         found = folded(module, read(example))
     atoms = found.atoms[-1, 0].float().cpu().numpy()
     reference = np.where(example.seen[..., None] > 0, example.atoms, np.nan)
@@ -74,10 +81,15 @@ def judge_chain(module: nn.Module, example: Example, read: Read) -> Judged:
     plddt = expected_plddt(found.lddt[0, :, CA_ATOM]).float().cpu().numpy()
     true = 100 * lddt_of_residues(atoms[:, CA_SLOT].astype(float), reference[:, CA_SLOT].astype(float))
     known = np.isfinite(true)
-    near = (bin_breaks(found.distogram.shape[-1], found.distogram) < CONTACT_ANG).sum() + 1
-    touching = found.distogram[0].float().softmax(-1)[..., :near].sum(-1).cpu().numpy()
-    precision = ranked_precision(touching, c_betas(reference), 5)
+    precision = ranked_precision(contact_probability(found.distogram[0]).cpu().numpy(), c_betas(reference), 5)
     return Judged(lddt=said.lddt, tm=said.tm, precision=precision, plddt=plddt[known], true_lddt=true[known])
+
+
+def contact_probability(logits: Float[Tensor, "length length bin"]) -> Float[Tensor, "length length"]:
+    """P(C-betas nearer than 8 A); of the bin that 8 falls into, the share that lies below."""
+    ends = bin_breaks(logits.shape[-1], logits.float())
+    below = ((CONTACT_ANG - ends) / (ends[1] - ends[0]) + 1).clamp(0, 1)
+    return logits.float().softmax(-1)[..., :-1] @ below  # the last bin has no end
 
 
 def judge(model: nn.Module, untrained: nn.Module, examples: Sequence[Example], read: Read) -> dict[str, Any]:
@@ -89,17 +101,24 @@ def judge(model: nn.Module, untrained: nn.Module, examples: Sequence[Example], r
     return {
         "num_chains": len(ours), "trained": _figures(ours), "untrained": _figures(before),
         "correlation": float(np.corrcoef(plddt, true)[0, 1]), "reliability": reliability(plddt, true),
-        "chains": [{"lddt": chain.lddt, "tm": chain.tm, "precision": chain.precision} for chain in ours],
+        "chains": [_finite({name: getattr(chain, name) for name in FIGURES}) for chain in ours],
     }  # fmt: skip
 
 
 def _figures(chains: Sequence[Judged]) -> dict[str, dict[str, float]]:
+    """Each with its interval; without those that no chain has, such as the precision of short chains."""
     found = {}
-    for name in ("lddt", "tm", "precision"):
+    for name in FIGURES:
         values = np.array([getattr(chain, name) for chain in chains])
         values = values[np.isfinite(values)]
-        found[name] = asdict(bootstrap_ratio(values, np.ones_like(values)))
+        if len(values):
+            found[name] = asdict(bootstrap_ratio(values, np.ones_like(values)))
     return found
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    """As JSON has it, which knows no NaN."""
+    return {name: value if np.isfinite(value) else None for name, value in figures.items()}
 
 
 def reliability(plddt: Float[np.ndarray, "residue"], true: Float[np.ndarray, "residue"]) -> list[dict[str, float]]:
@@ -116,8 +135,9 @@ def reliability(plddt: Float[np.ndarray, "residue"], true: Float[np.ndarray, "re
 def report(results: Mapping[str, Any]) -> str:
     """What `train-fold` prints."""
     test = results["test"]
-    lines = [f"{test['num_chains']} chains not trained on; mean (95 % interval)"]
-    for name in ("lddt", "tm", "precision"):
+    which = "not trained on" if results["judged_on"] == "test" else "that chose the best weights: there were no others"
+    lines = [f"{test['num_chains']} chains {which}; mean (95 % interval)"]
+    for name in test["trained"]:
         trained, before = (Estimate(**test[which][name]) for which in ("trained", "untrained"))
         lines.append(f"  {name:<10}{trained}   untrained {before}")
     return "\n".join([*lines, f"  pLDDT correlates with the true lDDT by {test['correlation']:.2f}"])

@@ -31,11 +31,14 @@ from structure.geometry import (
     torsions,
     virtual_cb,
 )
-from structure.lddt import lddt_atom37, plddt_loss
+from structure.lddt import lddt_atom37, lddt_ca, plddt_loss
 from structure.model import Folded
+from structure.openfold import constants
 from structure.violations import violation_loss
 
 CLAMP_ANG = 10.0
+CA_COLUMN = constants.atom_order["CA"]
+"""Its pLDDT stands for the residue: as in AlphaFold 2, it predicts the lDDT of C-alphas among C-alphas."""
 BACKBONE_SLOTS = 5
 """N, CA, C, O, CB: what a model without side chains writes."""
 
@@ -112,6 +115,7 @@ def terms(folded: Folded, truth: Truth, *, side_chains: bool, violations: bool) 
     groups = rigid_group_frames(truth.aatype, atoms, seen)
     final = Frames(folded.frames.rotations[-1], folded.frames.translations[-1])
     lddt, judged = lddt_atom37(truth.aatype, last.detach(), atoms, seen)
+    lddt[..., CA_COLUMN] = lddt_ca(last[..., CA, :].detach(), atoms[..., CA, :], seen[..., CA])
     cb, has_cb = truth.beta()
     return Terms(
         backbone=backbone_fape(folded.frames, frames, backbone, clamp=truth.clamp_ang),

@@ -1,13 +1,16 @@
 """How finely the work over pairs is cut, so that a protein fits into memory.
 
-Uncut, a trunk holds some COPIES of the pairs, of `pair_width` numbers each; cut into chunks about a third of that, and
-the results are the same to the bit. So the chunk follows from the memory that is free, and after an out-of-memory error
-it is halved; a protein that does not fit with a chunk of 1 is refused.
+Uncut, a trunk holds some COPIES of the pairs, of `pair_width` numbers each, and triangle attention (`esmfold`) a row
+for each pair; in chunks the first is about a third of that, the second only the chunk's, and the results are the same
+to the bit. So the chunk follows from the memory that is free, and after an out-of-memory error it is halved; a protein
+that does not fit with a chunk of 1 is refused.
 """
 
 import logging
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -29,7 +32,21 @@ UNKNOWN_BYTES = 4 * 10**9
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return min(_system_bytes(), _group_bytes())
+
+
+def _group_bytes() -> int:
+    """Memory that is left to the control group of a container or a job; without one, more than there is."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return sys.maxsize
+
+
+def _system_bytes() -> int:
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":", 1) for line in file)
@@ -42,9 +59,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def pairs_bytes(config: FoldConfig, length: int, batch: int = 1) -> int:
-    """What uncut work over pairs takes at its peak, about."""
+    """What uncut work over pairs takes at its peak, about; triangle attention looks from each pair at a whole row."""
     width = max(config.pair_width, config.num_point_heads * 4, 64)
-    return COPIES * batch * length**2 * width * 4
+    triangles = 3 * config.num_pair_heads * length if config.trunk == "esmfold" else 0
+    return batch * length**2 * (COPIES * width + triangles) * 4
 
 
 class Chunks:

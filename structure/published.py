@@ -15,11 +15,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from structure.config import MAX_RESIDUES_APART, FoldConfig
 from structure.model import FoldModel
-from structure.openfold import EsmForProteinFolding
+from structure.openfold import EsmConfig, EsmForProteinFolding
 from xtrimo.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ NAMES = (
 )
 """How a weight's name begins there and here."""
 NOT_READ = ("esm.", "lm_head.", "af2_to_esm")
+MAY_BE_MISSING = ("esm.contact_head.", "lm_head.", "af2_to_esm")
+"""Weights that folding does not ask for; the published ESMFold has no contact head."""
 
 
 def is_esmfold(directory: Path) -> bool:
@@ -62,20 +65,29 @@ def load_esmfold(directory: Path, *, device: str = "cpu") -> "Pipeline":
     """
     from structure.fold_directory import Pipeline, live_reader
     from xtrimo.esm import load_inside
-    from xtrimo.transformers_model import quiet
+    from xtrimo.transformers_model import quiet, read_config
 
+    their_config = read_config(EsmConfig, directory)
+    config = fold_config(their_config, directory)
     try:
         with quiet():
-            theirs: Any = EsmForProteinFolding.from_pretrained(directory, local_files_only=True).float()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{directory} cannot be read as ESMFold: {error}") from error
-    config = fold_config(theirs.config, directory)
+            theirs, report = EsmForProteinFolding.from_pretrained(
+                directory, config=their_config, local_files_only=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} cannot be read as ESMFold ({error}); download it again") from error
+    # transformers draws what is missing at random
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith(MAY_BE_MISSING)):
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} weights of ESMFold, such as {', '.join(missing[:3])}; download it again"
+        )
+    theirs = theirs.float()
     model = FoldModel(config)
     try:
-        model.load_state_dict(renamed(theirs.state_dict()))
+        model.load_state_dict(renamed(theirs.state_dict()), assign=True)  # billions of numbers, held once
     except RuntimeError as error:
         raise CheckpointError(f"{directory}: the weights of ESMFold do not fit: {error}") from error
-    inner = theirs.config.__class__.from_dict(theirs.config.to_dict() | {"is_folding_model": False})
+    inner = EsmConfig.from_dict(their_config.to_dict() | {"is_folding_model": False})
     lm = load_inside(directory, inner, theirs.esm.state_dict(), device=device)
     layers = (*range(config.num_lm_layers - 1), -1)  # the last one after the final norm
     return Pipeline(model=model.to(device).eval(), reader=live_reader(lm, layers, config), name=directory.name)
@@ -99,11 +111,8 @@ def fold_config(theirs: Any, directory: Path) -> FoldConfig:
     Raises:
         CheckpointError: settings that the trunk `esmfold` does not have.
     """
-    fold, trunk, moving = (
-        theirs.esmfold_config,
-        theirs.esmfold_config.trunk,
-        theirs.esmfold_config.trunk.structure_module,
-    )
+    fold = theirs.esmfold_config
+    trunk, moving = fold.trunk, fold.trunk.structure_module
     fixed = {
         "embed_aa": (fold.embed_aa, True), "bypass_lm": (fold.bypass_lm, False),
         "use_esm_attn_map": (fold.use_esm_attn_map, False), "esm_ablate_sequence": (fold.esm_ablate_sequence, False),

@@ -1,5 +1,7 @@
 """Proteins as a folding model reads them: a language model's states, from the model itself or from a file of them."""
 
+import logging
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -8,8 +10,11 @@ from structure.config import FoldConfig
 from structure.features import Protein, read_sequence
 from xtrimo.errors import SequenceError
 from xtrimo.fasta import CHAIN_BREAK
+from xtrimo.log import warn_once
 from xtrimo.pair_maps import PairMaps
 from xtrimo.states import Source
+
+logger = logging.getLogger(__name__)
 
 
 class Reader:
@@ -19,12 +24,16 @@ class Reader:
         source: gives states of the layers that the config counts, side by side; None for amino acids alone.
         config: of the folding model.
         max_length: residues of the longest chain that the source can read; 0 for any.
+        trained_length: residues of the longest chain that it was trained on; 0 for any.
     """
 
-    def __init__(self, source: Source | None, config: FoldConfig, *, max_length: int = 0) -> None:
+    def __init__(
+        self, source: Source | None, config: FoldConfig, *, max_length: int = 0, trained_length: int = 0
+    ) -> None:
         if (source is None) != (config.num_lm_layers == 0):
             raise ValueError("a source of states for a model without layers, or none for one that has them")
-        self.source, self.config, self.max_length = source, config, max_length
+        self.source, self.config = source, config
+        self.max_length, self.trained_length = max_length, trained_length
 
     def read(self, sequence: str, *, name: str = "sequence") -> Protein:
         """A protein whose chains `:` joins; each chain is read on its own.
@@ -42,13 +51,19 @@ class Reader:
         Raises:
             SequenceError: letters that are none, or a chain that is too long for the source.
         """
-        read_sequence(sequence, name=name)
+        _, _, chain = read_sequence(sequence, name=name)
+        if chain.any():
+            warn_once(logger, "chains joined by %r: models are trained on single chains here, so how chains lie to each"
+                " other is a guess", CHAIN_BREAK)  # fmt: skip
         longest = max(map(len, sequence.split(CHAIN_BREAK)))
         if 0 < self.max_length < longest:
             raise SequenceError(
                 f"{name}: a chain of {longest:,} residues, where the language model has learned {self.max_length:,}"
                 " places; cut it, or take a folding model of another language model"
             )
+        if 0 < self.trained_length < longest:
+            warn_once(logger, "chains longer than the %d residues of the language model's training rows; its states"
+                " there are extrapolated", self.trained_length)  # fmt: skip
 
     def _read(self, chains: list[str]) -> dict[str, Tensor]:
         length, config = sum(map(len, chains)), self.config

@@ -14,6 +14,7 @@ own; so every number is the sum of the same terms in the same order, whatever th
 """
 
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -102,6 +103,7 @@ class TriangleMultiplication(nn.Module):
         return update
 
 
+@cache
 def has_kernels() -> bool:
     """Whether the fused kernels can be imported."""
     return all(find_spec(name) for name in KERNELS)

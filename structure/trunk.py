@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from structure.config import MAX_RESIDUES_APART, FoldConfig
 from structure.embedder import PairStart
 from structure.features import Features
-from structure.openfold import FoldingBlock, RelativePosition, TrunkConfig
+from structure.openfold import FoldingBlock, RelativePosition, TrunkConfig, constants
 from structure.triangle import PairBlock
 
 Single = Float[Tensor, "batch length single"]
@@ -101,7 +101,8 @@ def _bins(features: Features, last: Recycled | None) -> Int[Tensor, "batch lengt
     batch, length = features.aatype.shape
     if last is None:
         return torch.zeros(batch, length, length, dtype=torch.long, device=features.aatype.device)
-    n, ca, c = last.atoms[..., :3, :].unbind(-2)
+    known = features.aatype != constants.unk_restype_index  # ESMFold has no atoms of X: they lie at the origin
+    n, ca, c = (last.atoms[..., :3, :] * known[..., None, None]).unbind(-2)
     b, d = ca - n, c - ca
     # not `geometry.virtual_cb`: published weights have seen these places, and a bin's edge forgives nothing
     cb = ca - 0.58273431 * b.cross(d, dim=-1) + 0.56802827 * b - 0.54067466 * d

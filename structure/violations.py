@@ -2,7 +2,7 @@
 
 The structure module builds residues of ideal geometry, so that it can break only what joins two residues, or place
 side chains through something. Source: AlphaFold 2, supplement 1.9.11, equations 44 to 47, flat at the bottom: within
-12 standard deviations a bond or an angle costs nothing, and atoms may overlap by 1.5 angstrom. No truth is needed.
+12 standard deviations a bond or an angle costs nothing, and atoms may overlap by 1.5 angstrom.
 """
 
 from functools import cache
@@ -78,7 +78,7 @@ def find_violations(
 
     Args:
         atoms: in angstrom; what does not exist may lie anywhere.
-        exists: 1 for atoms that are predicted, whether the truth has seen them or not; backbones alone are 0 to 3.
+        exists: 1 for the atoms to judge; backbones alone are 0 to 3.
         index: number of each residue in its chain; a jump is a gap or another chain, and no bond.
     """
     bonds, angles = _peptide_bonds(aatype, atoms, exists, index)

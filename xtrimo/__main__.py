@@ -50,8 +50,8 @@ VERBS = {
     "evaluate": Verb("heads.evaluation:main", "a trained head on labelled proteins", "heads"),
     "bench": Verb("heads.bench:main", "one model on many tasks, beside random weights and baselines", "heads"),
     "report": Verb("heads.report:main", "results of fine-tuned models as tables and pictures", "heads"),
-    "train-fold": Verb("structure.train:main", "train a folding model on chains with coordinates", "structure"),
-    "fold": Verb("structure.fold_files:main", "predict the structure of each protein", "structure"),
+    "train-fold": Verb("structure.train_command:main", "train a folding model on chains with coordinates", "structure"),
+    "fold": Verb("structure.fold_command:main", "predict the structure of each protein", "structure"),
     "compare": Verb("structure.compare:main", "predicted structures beside their references", "structure"),
     "info": Verb("xtrimo.info:main", "what is in a model directory, a corpus or a preset"),
 }

@@ -16,10 +16,12 @@ What each oddity of a structure file means here:
 """
 
 import logging
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -148,7 +150,7 @@ def read_archive(path: Path) -> Iterator[Chain]:
                 str(held["dssp8"][i]) if "dssp8" in held else "",
                 int(held["start_resnum"][i]) + np.arange(length, dtype=np.int64) if "start_resnum" in held else None,
             )
-    except (KeyError, ValueError, OSError, EOFError) as error:
+    except (KeyError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path} is no archive of chains ({error}); expected arrays chain_id, length, seq and xyz"
         ) from error

@@ -31,6 +31,18 @@ WORDS_AROUND = 4  # the most that a GLM writes around a protein
 TRIED, TRIED_RESIDUES = 8, 200  # int8 is judged on as many chains, and on more where these are short
 
 
+def check_device(device: str) -> None:
+    """Meet a device that is not here before any work.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        raise ConfigError(f"device {device!r} cannot be used here ({error}); try cpu") from error
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelOptions:
     """Which model, and how it runs."""
@@ -50,10 +62,7 @@ class ModelOptions:
             ConfigError: for a device that is not here.
             CheckpointError: for a directory that holds no model, or a damaged one.
         """
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
-            raise ConfigError(f"device {self.device!r} cannot be used here ({error}); try cpu") from error
+        check_device(self.device)
         return load(self.model, device=self.device, dtype=self.precision and CASTS[self.precision])
 
 

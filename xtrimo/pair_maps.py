@@ -59,6 +59,8 @@ def correct_maps(maps: Float[Tensor, "map length length"]) -> Float[Tensor, "map
 def pair_rows(maps: Float[Tensor, "map length length"]) -> PairMaps:
     """Maps as the model gave them to what a pair head reads, in fp32; see the module."""
     corrected = correct_maps(maps.float())
+    if maps.shape[1] == 1:  # one number has no spread, and says nothing
+        return torch.zeros_like(corrected[:, 0, 0])[None]
     scaled = corrected / corrected.std((1, 2), keepdim=True).clamp(min=1e-9)
     first, second = torch.triu_indices(maps.shape[1], maps.shape[1], device=maps.device)
     return scaled[:, first, second].T.contiguous()

@@ -356,6 +356,7 @@ def _resume(folder: Path, stepper: _Stepper) -> Progress:
     try:
         state = torch.load(path, map_location=stepper.device, weights_only=True)
         theirs, ours = state["config"], _identity(stepper.config)
+        theirs = {"average": 0.0, **theirs}  # which earlier versions had no field for
         if changed := [f"{name} {theirs.get(name)} to {ours[name]}" for name in ours if theirs.get(name) != ours[name]]:
             raise ConfigError(
                 f"{path} is of a run with another config ({'; '.join(changed)}); repeat that, or choose another folder"
@@ -363,7 +364,7 @@ def _resume(folder: Path, stepper: _Stepper) -> Progress:
         if state["weights"].keys() != stepper.weights.keys():
             raise ConfigError(f"{path} is of a run that trained other weights; choose another folder")
         take(stepper.module, state["weights"])
-        for name, weight in state["averages"].items():
+        for name, weight in state.get("averages", {}).items():
             stepper.averages[name].copy_(weight)
         stepper.optimizer.load_state_dict(state["optimizer"])
         progress = Progress(**state["progress"])

@@ -11,7 +11,9 @@ from torch import nn
 from structure.config import FoldConfig
 from structure.data import Example, example
 from structure.features import Features, Protein, collate
+from structure.fold_directory import Pipeline
 from structure.model import FoldModel
+from structure.reader import Reader
 from xtrimo.chains import read_structure
 
 FILES = Path(__file__).parent / "files"
@@ -34,6 +36,11 @@ def model_of(config: FoldConfig, *, seed: int = 0, spread: float = 0.3) -> FoldM
         if weight.ndim > 1:
             nn.init.normal_(weight, std=spread)
     return model.eval()
+
+
+def pipeline(config: FoldConfig, *, seed: int = 0) -> Pipeline:
+    """A small model that reads amino acids alone."""
+    return Pipeline(model=model_of(config, seed=seed), reader=Reader(None, config), name="toy")
 
 
 def protein(length: int, *, seed: int = 0, config: FoldConfig = SMALL) -> Protein:

@@ -27,8 +27,8 @@ def by_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def backbone(sequence: str, *, name: str = "made", split: str | None = None) -> Chain:
-    """A chain of N, CA, C, O at made-up places."""
-    xyz = np.random.default_rng(len(sequence)).normal(size=(len(sequence), 4, 3)).astype(np.float32)
+    """A chain of N, CA, C, O at made-up places, near enough for every C and N to be bonded."""
+    xyz = np.random.default_rng(len(sequence)).normal(scale=0.2, size=(len(sequence), 4, 3)).astype(np.float32)
     return Chain(name, sequence, xyz, split=split)
 
 
@@ -86,14 +86,15 @@ def test_backbones_and_unknown_residues() -> None:
     assert not made.atoms[made.seen == 0].any() and np.isfinite(made.atoms).all()
 
 
-def test_the_index_skips_what_the_numbers_skip_but_no_bond() -> None:
+def test_the_index_skips_what_the_numbers_skip_but_no_bond_and_what_is_no_bond() -> None:
     chain = backbone("AAAAAA")
     chain.xyz[:, 0] = np.arange(6)[:, None] * 9.0  # N of each far from the C of the one before
     chain.xyz[:, 2] = chain.xyz[:, 0] + 3
     chain.xyz[4, 0] = chain.xyz[3, 2] + 0.7  # but here
     numbers = np.array([5, 6, 306, 306, 400, 2])
     made = example(replace(chain, numbers=numbers))
-    assert made.index.tolist() == [0, 1, 301, 302, 303, 304]
+    assert made.index.tolist() == [0, 2, 302, 304, 305, 307]
+    assert example(chain).index.tolist() == [0, 2, 4, 6, 7, 9], "without numbers"
 
 
 def test_what_is_no_example() -> None:
@@ -104,7 +105,10 @@ def test_what_is_no_example() -> None:
     chain.xyz[10, 1, 0] = np.nan
     assert why_unusable(chain) == "more than 50% of the CA not seen"
     assert why_unusable(backbone("XU" + "A" * 18)) == ""
-    assert why_unusable(backbone("XUB" + "A" * 17)) == "more than 10% of the residues unknown"
+    assert why_unusable(backbone("XUB" + "A" * 17)) == "more than 10% of the seen residues unknown"
+    gap = backbone("A" * 15 + "X" * 5 + "A" * 15)
+    gap.xyz[15:20] = np.nan
+    assert why_unusable(gap) == "", "what was not seen is X for that alone"
 
 
 def archive(path: Path, sequences: list[str], split: list[str] | None = None) -> Path:

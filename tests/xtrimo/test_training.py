@@ -115,14 +115,14 @@ def test_pieces_change_nothing(tmp_path: Path, pieces: int) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-def rank(_: int, folder: Path, accumulate: int) -> list[np.ndarray]:
-    return weights_of(train(folder, accumulate=accumulate)[0])
+def rank(_: int, folder: Path, changes: dict[str, Any]) -> list[np.ndarray]:
+    return weights_of(train(folder, **changes)[0])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_ranks_change_nothing(tmp_path: Path, accumulate: int) -> None:
-    alone, _ = train(tmp_path / "alone")
-    both = run_distributed(rank, 2, tmp_path / "both", accumulate)
+@pytest.mark.parametrize(("accumulate", "average"), [(1, 0.0), (2, 0.5)])
+def test_ranks_change_nothing(tmp_path: Path, accumulate: int, average: float) -> None:
+    alone, _ = train(tmp_path / "alone", average=average)
+    both = run_distributed(rank, 2, tmp_path / "both", dict(accumulate=accumulate, average=average))
     for mine, first, second in zip(weights_of(alone), *both, strict=True):
         np.testing.assert_array_equal(first, second)
         np.testing.assert_allclose(mine, first, rtol=0, atol=1e-6)
@@ -175,29 +175,30 @@ def batches(step):
     return t.batches(step)
 
 module = t.make_module(0.3)
-config = t.replace(t.CONFIG, validate_every=3)
+config = t.replace(t.CONFIG, validate_every=3, average={average})
 training.fit(module, t.loss, batches, config, Path({folder!r}), validate=lambda module: -t.total_loss(module))
 """
 
 
-def run_killed(folder: Path, die: int) -> int:
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder), die=die)
+def run_killed(folder: Path, die: int, average: float) -> int:
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder), die=die, average=average)
     return subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
 
 
-def whole_run(folder: Path) -> tuple[nn.Module, training.Progress]:
+def whole_run(folder: Path, average: float = 0.0) -> tuple[nn.Module, training.Progress]:
     module = make_module(0.3)
-    config = replace(CONFIG, validate_every=3)
+    config = replace(CONFIG, validate_every=3, average=average)
     return module, fit(module, loss, batches, config, folder, validate=lambda module: -total_loss(module))
 
 
-def test_a_killed_run_goes_on_exactly(tmp_path: Path) -> None:
-    """Killed twice, once before the first checkpoint; with dropout, moments, and the best weights so far."""
-    whole, expected = whole_run(tmp_path / "whole")
-    for die in (3, 13):
-        assert run_killed(tmp_path / "killed", die) == -signal.SIGKILL
+@pytest.mark.parametrize(("average", "deaths"), [(0.0, (3, 13)), (0.5, (13,))])
+def test_a_killed_run_goes_on_exactly(tmp_path: Path, average: float, deaths: tuple[int, ...]) -> None:
+    """Killed twice, once before the first checkpoint; with dropout, moments, averages, and the best weights so far."""
+    whole, expected = whole_run(tmp_path / "whole", average)
+    for die in deaths:
+        assert run_killed(tmp_path / "killed", die, average) == -signal.SIGKILL
     assert [line["step"] for line in read_metrics(tmp_path / "killed/metrics.jsonl")][-1] == 13  # 10 is saved
-    again, progress = whole_run(tmp_path / "killed")
+    again, progress = whole_run(tmp_path / "killed", average)
     for a, b in zip(weights_of(whole), weights_of(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (progress.best, progress.best_step, progress.step) == (expected.best, expected.best_step, 24)
@@ -339,8 +340,12 @@ def test_nothing_to_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(steps=0), dict(accumulate=0), dict(learning_rate=0.0), dict(warmup_ratio=1.5), dict(patience=-1)]
-)
+    "changes",
+    [
+        dict(steps=0), dict(accumulate=0), dict(learning_rate=0.0), dict(warmup_ratio=1.5), dict(patience=-1),
+        dict(average=1.0), dict(average=-0.1), dict(average=math.nan),
+    ],
+)  # fmt: skip
 def test_impossible_configs(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         replace(CONFIG, **changes)
