@@ -1,6 +1,5 @@
 """The verb `fold`: a FASTA file to structures and scores, whatever stops it on the way."""
 
-import fcntl
 import itertools
 import json
 import os
@@ -245,10 +244,11 @@ def test_what_cannot_be_written_stops_no_other(work: Path, monkeypatch: pytest.M
 
 def test_one_process_at_a_time(work: Path) -> None:
     run(work)
-    with (work / "out" / SETTINGS).open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(XtrimoError, match="another process folds into .*out; wait for it, or choose another"):
-            run(work)
+    with (
+        fold_files._alone(work / "out"),
+        pytest.raises(XtrimoError, match="another process folds into .*out; wait for it, or choose another"),
+    ):
+        run(work)
     run(work)
 
 

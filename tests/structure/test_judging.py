@@ -180,13 +180,13 @@ def test_a_figure_that_no_chain_has_is_left_out(two_models: tuple[nn.Module, nn.
     trained, untrained, ours = two_models
     ours[:] = [replace(one, precision=float("nan")) for one in ours]
     found = judge(trained, untrained, THREE, name_of)
-    assert set(found["trained"]) == {"lddt", "tm"} and "precision" not in report({"test": found})
+    assert set(found["trained"]) == {"lddt", "tm"} and "precision" not in report({"judged_on": "test", "test": found})
 
 
 def test_report(two_models: tuple[nn.Module, nn.Module, list[Judged]]) -> None:
     trained, untrained, _ = two_models
     found = judge(trained, untrained, THREE, name_of)
-    said = report({"test": found}).splitlines()
+    said = report({"judged_on": "test", "test": found}).splitlines()
     assert said[0].startswith("3 chains not trained on")
     assert said[1].split()[:2] == ["lddt", "0.700"] and "untrained 0.100" in said[1] and len(said) == 5
     assert said[-1].endswith(f"by {found['correlation']:.2f}")

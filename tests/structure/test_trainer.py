@@ -64,6 +64,7 @@ def test_the_index_of_a_chain_is_the_examples() -> None:
     assert trainer.protein(example).index.tolist() == example.index.tolist()
 
 
+@pytest.mark.timeout(900)  # a minute of one core that has nothing else to do
 def test_a_real_protein_is_learned_by_heart(tmp_path: Path) -> None:
     """All atoms of 70 residues, from the amino acids alone."""
     example, config = chain(), replace(PRESETS["fold-tiny"], side_chains=True, structure_dropout=0.0)
