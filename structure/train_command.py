@@ -10,6 +10,8 @@ from xtrimo.errors import ConfigError
 from xtrimo.training import TrainingConfig, ranks
 
 NO_MODEL = "none"
+CLIP_NORM = 0.1
+"""As AlphaFold 2 has it (supplement 1.11.3)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +96,7 @@ class TrainFoldOptions:
         """The training loop's settings."""
         return TrainingConfig(
             steps=self.steps, learning_rate=self.learning_rate, precision=self.precision, accumulate=self.accumulate,
-            validate_every=self.validate_every, average=self.average, seed=self.seed, clip_norm=1.0, save_every=50,
+            validate_every=self.validate_every, average=self.average, seed=self.seed, clip_norm=CLIP_NORM, save_every=50,
         )  # fmt: skip
 
 
