@@ -96,7 +96,8 @@ class TrainFoldOptions:
         """The training loop's settings."""
         return TrainingConfig(
             steps=self.steps, learning_rate=self.learning_rate, precision=self.precision, accumulate=self.accumulate,
-            validate_every=self.validate_every, average=self.average, seed=self.seed, clip_norm=CLIP_NORM, save_every=50,
+            validate_every=self.validate_every, average=self.average, seed=self.seed,
+            clip_norm=CLIP_NORM, save_every=50,
         )  # fmt: skip
 
 
