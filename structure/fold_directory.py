@@ -8,6 +8,7 @@ transformers has it (`EsmForProteinFolding`) is read as well: see `published`.
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,11 @@ def read_facts(directory: Path) -> FoldFacts:
         raise CheckpointError(f"{directory} is no folding model ({error}); `xtrimo train-fold` writes one") from error
 
 
-def load_fold(directory: Path, *, lm: str = "", device: str = "cpu") -> Pipeline:
+def load_fold(path: str | PathLike[str], *, lm: str = "", device: str = "cpu") -> Pipeline:
     """A folding model with its language model, ready to fold.
 
     Args:
-        directory: of `xtrimo train-fold`, or of ESMFold.
+        path: a directory of `xtrimo train-fold`, or of ESMFold.
         lm: where the language model is now; by default where it was.
 
     Raises:
@@ -93,6 +94,7 @@ def load_fold(directory: Path, *, lm: str = "", device: str = "cpu") -> Pipeline
     from structure.published import is_esmfold, load_esmfold
 
     check_device(device)
+    directory = Path(path)
     if is_esmfold(directory):
         if lm:
             raise ConfigError(f"{directory} is ESMFold, which has its language model in it; leave out --lm {lm}")

@@ -6,7 +6,6 @@ anything is computed for padding. Memory grows with the square of the length: se
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,7 +55,7 @@ def fold(
         CheckpointError: a directory that holds no folding model.
         DataError: a prediction with places that are no numbers.
     """
-    pipeline = model if isinstance(model, Pipeline) else load_fold(Path(model))
+    pipeline = model if isinstance(model, Pipeline) else load_fold(model)
     records = list(named(sequences))
     batches = iter_folded(pipeline, records, num_recycles=num_recycles, chunk=chunk)
     found: dict[int, Prediction] = {}
