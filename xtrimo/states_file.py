@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,8 @@ from xtrimo.states import Lengths, LiveStates, States
 
 logger = logging.getLogger(__name__)
 
+LARGE_BYTES = 10**9
+"""A file beyond it is worth a word."""
 Values = Float[np.ndarray, "row number"]
 
 
@@ -198,8 +201,20 @@ class _Layout:
 
     @classmethod
     def make(cls, path: Path, name: str, sizes: Sequence[int], pooled: bool, width: int, num_parts: int) -> "_Layout":
-        """Lay a file out; it gets its name when it is whole, with no part done."""
+        """Lay a file out; it gets its name when it is whole, with no part done.
+
+        Raises:
+            XtrimoError: the disk has less room than it will take.
+        """
         offsets = np.concatenate(([0], np.cumsum([1] * len(sizes) if pooled else sizes)))
+        wanted, free = int(offsets[-1]) * width * (4 if pooled else 2), shutil.disk_usage(path.parent).free
+        if wanted > free:
+            raise XtrimoError(
+                f"{path.parent}: the states take {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} are free; ask for fewer"
+                " layers or no maps, or choose another folder for them (--cache)"
+            )
+        if wanted > LARGE_BYTES:
+            logger.info("states of %s proteins take %.1f GB in %s", f"{len(sizes):,}", wanted / 1e9, path.parent)
         work = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with h5py.File(work, "w") as file:  # the oldest format: a newer one marks a file as open when killed

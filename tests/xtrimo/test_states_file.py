@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -223,3 +224,11 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(states_file.os, "pwrite", full)
     with pytest.raises(XtrimoError, match="No space left on device; choose another"):
         cached_states(tmp_path, model(), key(model()), PROTEINS)
+
+
+def test_a_disk_without_room_is_met_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = model()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(XtrimoError, match=r"states take 0\.0 GB, and 0\.0 are free; ask for fewer layers"):
+        cached_states(tmp_path, read, key(read), PROTEINS)
+    assert not list(tmp_path.glob("*.h5"))
