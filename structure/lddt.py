@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from structure.geometry import CA, to_atom37
+from structure.geometry import to_atom37
 
 TOLERANCES_ANG = (0.5, 1.0, 2.0, 4.0)
 
@@ -61,16 +61,6 @@ def lddt_atom37(
     return scores, mask
 
 
-def lddt_backbone(
-    predicted: Float[Tensor, "batch length 14 3"],
-    true: Float[Tensor, "batch length 14 3"],
-    seen: Float[Tensor, "batch length 14"],
-) -> tuple[Float[Tensor, "batch length 1"], Float[Tensor, "batch length 1"]]:
-    """`lddt_ca` in the one column of a head that predicts it residue by residue, and where CA is seen."""
-    mask = seen[..., CA]
-    return lddt_ca(predicted[..., CA, :], true[..., CA, :], mask)[..., None], mask[..., None]
-
-
 def plddt_loss(
     logits: Float[Tensor, "batch length column bin"],
     lddt: Float[Tensor, "batch length column"],
@@ -80,7 +70,7 @@ def plddt_loss(
 
     Args:
         logits: 37 columns, one an atom, or 1, for CA.
-        lddt: true lDDT, 0..1, by `lddt_atom37` or `lddt_backbone`, and `mask` beside it.
+        lddt: true lDDT, 0..1, by `lddt_atom37`, and `mask` beside it.
     """
     num_bins = logits.shape[-1]
     bins = (lddt * num_bins).long().clamp(0, num_bins - 1)

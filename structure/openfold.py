@@ -6,26 +6,8 @@ answered where these are used: masks have to be float, none of its modules is in
 alone (`initialisation`), and its `num_recycles` counts a first pass too.
 """
 
+from transformers.models.esm import modeling_esmfold as port
 from transformers.models.esm.configuration_esm import EsmConfig, EsmFoldConfig, StructureModuleConfig, TrunkConfig
-from transformers.models.esm.modeling_esmfold import (
-    EsmFoldInvariantPointAttention as InvariantPointAttention,
-)
-from transformers.models.esm.modeling_esmfold import (
-    EsmFoldLinear as Linear,
-)
-from transformers.models.esm.modeling_esmfold import (
-    EsmFoldPreTrainedModel,
-    EsmForProteinFolding,
-)
-from transformers.models.esm.modeling_esmfold import (
-    EsmFoldRelativePosition as RelativePosition,
-)
-from transformers.models.esm.modeling_esmfold import (
-    EsmFoldStructureModule as StructureModule,
-)
-from transformers.models.esm.modeling_esmfold import (
-    EsmFoldTriangularSelfAttentionBlock as FoldingBlock,
-)
 from transformers.models.esm.openfold_utils import compute_tm
 from transformers.models.esm.openfold_utils import residue_constants as constants
 from transformers.models.esm.openfold_utils.feats import (
@@ -35,8 +17,14 @@ from transformers.models.esm.openfold_utils.feats import (
 from transformers.models.esm.openfold_utils.rigid_utils import Rigid, Rotation
 
 __all__ = [
-    "EsmConfig", "EsmFoldConfig", "EsmFoldPreTrainedModel", "EsmForProteinFolding", "FoldingBlock",
-    "InvariantPointAttention", "Linear", "RelativePosition", "Rigid", "Rotation", "StructureModule",
-    "StructureModuleConfig", "TrunkConfig", "compute_tm", "constants", "frames_and_literature_positions_to_atom14_pos",
-    "torsion_angles_to_frames",
+    "EsmConfig", "EsmFoldConfig", "EsmForProteinFolding", "FoldingBlock", "InvariantPointAttention", "Linear",
+    "RelativePosition", "Rigid", "Rotation", "StructureModule", "StructureModuleConfig", "TrunkConfig", "compute_tm",
+    "constants", "frames_and_literature_positions_to_atom14_pos", "torsion_angles_to_frames",
 ]  # fmt: skip
+
+EsmForProteinFolding = port.EsmForProteinFolding
+FoldingBlock = port.EsmFoldTriangularSelfAttentionBlock
+InvariantPointAttention = port.EsmFoldInvariantPointAttention
+Linear = port.EsmFoldLinear
+RelativePosition = port.EsmFoldRelativePosition
+StructureModule = port.EsmFoldStructureModule
