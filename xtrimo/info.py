@@ -21,6 +21,8 @@ from xtrimo.fasta import NUCLEOTIDES, parse_fasta
 from xtrimo.tokens import RESIDUES
 
 Facts = Iterator[tuple[str, str]]
+FOLDING = "xtrimo-fold"
+"""How the format of a folding model begins, which the folder above reads."""
 
 
 class Kind(NamedTuple):
@@ -95,7 +97,12 @@ def _model(directory: Path, source: str | None = None) -> Facts:
     from xtrimo import backbone, hub, published
     from xtrimo.checkpoint import read_config
 
-    kind = backbone.kind_of(_json(directory / "config.json"))
+    content = _json(directory / "config.json")
+    if str(content.get("format")).startswith(FOLDING):
+        yield from _folding(content)
+        yield from _weights((), [directory / "model.safetensors"])
+        return
+    kind = backbone.kind_of(content)
     if kind is None or kind.name == "xtrimo":
         config, stated = read_config(directory)
         yield "of", "xtrimo"
@@ -110,6 +117,17 @@ def _model(directory: Path, source: str | None = None) -> Facts:
             yield from _foreign(_json(directory / "config.json"), licence, source or hub.origin(directory))
         files = published.weight_files(directory)
     yield from _weights((weight.dtype for file in files for _, weight in published.read_file(file)), files)
+
+
+def _folding(content: Mapping[str, Any]) -> Facts:
+    """A folding model of `train-fold`."""
+    yield "of", "xtrimo, a folding model"
+    for name, value in content["config"].items():
+        yield name.replace("_", " "), str(value)
+    yield "language model", content["lm"] or "none: amino acids alone"
+    yield "its layers", ", ".join(map(str, content["lm_layers"])) or "none"
+    for name, value in content["training"].items():
+        yield f"trained: {name.replace('_', ' ')}", str(value)
 
 
 def _fair(path: Path) -> Facts:
@@ -131,7 +149,8 @@ def _foreign(content: Mapping[str, Any], licence: str | None, source: str | None
 
 
 def _weights(dtypes: Iterable[Any], files: Sequence[Path]) -> Facts:
-    yield "dtype", ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
+    if names := sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}):
+        yield "dtype", ", ".join(names)
     yield "bytes", f"{sum(file.stat().st_size for file in files):,} in {len(files)} weights file(s)"
 
 

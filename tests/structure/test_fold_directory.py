@@ -25,6 +25,7 @@ from tests.structure.models import SMALL, TRUNKS, model_of, pipeline
 from xtrimo import checkpoint
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import CheckpointError, ConfigError
+from xtrimo.info import facts
 from xtrimo.model import GLM
 from xtrimo.testing import toy_config, toy_sequences
 
@@ -164,3 +165,11 @@ def test_a_language_model_that_nobody_reads_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "model")
     with pytest.raises(ConfigError, match="model reads amino acids alone; leave out --lm esm"):
         load_fold(tmp_path / "model", lm="esm")
+
+
+def test_info_describes_it(tmp_path: Path) -> None:
+    saved(tmp_path / "model", "esmfold", tmp_path / "lm")
+    said = dict(facts(str(tmp_path / "model")))
+    assert said["of"] == "xtrimo, a folding model" and said["trunk"] == "esmfold" and said["trained: steps"] == "7"
+    assert said["language model"] == str(tmp_path / "lm") and said["its layers"] == ", ".join(map(str, LAYERS))
+    assert said["bytes"].endswith("in 1 weights file(s)")
