@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from tyro.conf import Positional
 
 from heads import baselines, contacts, metrics
@@ -42,7 +41,7 @@ from heads.selection import batches, class_weights, cropped, fewer, proteins
 from heads.tasks import Columns, Level, Target, Task, custom_task, task
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions
-from xtrimo.durable import write_json
+from xtrimo.durable import differences, write_json
 from xtrimo.embedding import room
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError, DataError
@@ -51,7 +50,7 @@ from xtrimo.model import GLM
 from xtrimo.prepacking import prepack
 from xtrimo.states import LiveStates, num_maps
 from xtrimo.states_file import CachedStates, CacheKey, cached_states
-from xtrimo.training import TrainingConfig, fit, ranks
+from xtrimo.training import TrainingConfig, fit, main_rank, ranks
 
 logger = logging.getLogger(__name__)
 
@@ -232,9 +231,7 @@ def claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     path = out / SETTINGS
     if path.exists():
         theirs = json.loads(path.read_text("utf-8"))
-        changed = [f"{name} {theirs.get(name)} to {settings[name]}" for name in settings
-                   if theirs.get(name) != settings[name]]  # fmt: skip
-        if changed:
+        if changed := differences(theirs, settings):
             raise ConfigError(f"{out} is of a run with other settings ({'; '.join(changed)}); choose another --out")
     elif main_rank():
         write_json(path, settings)
@@ -350,8 +347,3 @@ def floors(dataset: Dataset, seed: int) -> dict[str, dict[str, Any]]:
         answer = baselines.run(name, dataset, seed=seed)
         found[name] = {**asdict(metrics.evaluate(dataset.task.metric, answer.predictions)), "note": answer.note}
     return found
-
-
-def main_rank() -> bool:
-    """Whether this process writes."""
-    return not dist.is_initialized() or dist.get_rank() == 0

@@ -1,9 +1,7 @@
 """Contacts from the coordinates of chains, which `xtrimo.chains` reads from an archive (.npz), PDB or mmCIF files.
 
 Two residues touch where their C-betas are nearer than 8 A. The C-beta is placed by the three backbone atoms alone, so
-that glycine has one too (the constants: Dauparas et al. 2022, doi:10.1126/science.add2187):
-
-    b = CA - N,  d = C - CA,  CB = CA - 0.58273431 b x d + 0.56802827 b - 0.54067466 d
+that glycine has one too: see `xtrimo.chains.c_betas`.
 """
 
 from functools import cached_property
@@ -12,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int8
 
-from xtrimo.chains import STRUCTURES, Chain, file_stem, file_type, read_chains
+from xtrimo.chains import CONTACT_ANG, STRUCTURES, Chain, c_betas, file_stem, file_type, read_chains
 from xtrimo.errors import DataError
 
-CONTACT_ANG = 8.0
 UNKNOWN = -1
 ARCHIVES = ("chains.npz", "structures/chains.npz", "../structures/chains.npz")
 """Where the archive is looked for from the folder of a table that names its chains."""
@@ -30,9 +27,7 @@ def contacts(xyz: Backbone) -> Contacts:
     Args:
         xyz: N, CA, C in angstrom, and any further atoms.
     """
-    n, ca, c = (xyz[:, atom].astype(np.float64) for atom in range(3))
-    b, d = ca - n, c - ca
-    return near(-0.58273431 * np.cross(b, d) + 0.56802827 * b - 0.54067466 * d + ca)
+    return near(c_betas(xyz))
 
 
 def near(places: Float[np.ndarray, "length 3"], seen: Bool[np.ndarray, "length"] | None = None) -> Contacts:

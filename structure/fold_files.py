@@ -24,7 +24,7 @@ from structure.folding import check_recycles, iter_folded, num_residues
 from structure.prediction import Prediction
 from structure.writers import Scores, read_scores, write_mmcif, write_pdb, write_scores
 from xtrimo.command import counting
-from xtrimo.durable import write_json
+from xtrimo.durable import differences, write_json
 from xtrimo.embedding_file import fingerprint_of
 from xtrimo.errors import ConfigError, DataError, XtrimoError
 from xtrimo.fasta import Record
@@ -180,7 +180,5 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     theirs = json.loads(path.read_text("utf-8"))
-    if theirs != settings:
-        changed = [f"{name} {theirs.get(name)} to {value}" for name, value in settings.items()
-                   if theirs.get(name) != value]  # fmt: skip
+    if changed := differences(theirs, settings):
         raise ConfigError(f"{out} holds structures of other settings ({'; '.join(changed)}); choose another folder")

@@ -20,14 +20,16 @@ from structure.confidence import expected_plddt
 from structure.data import Example
 from structure.distogram import bin_breaks
 from structure.features import Protein, collate
+from structure.geometry import CA
 from structure.lddt import lddt_ca
 from structure.memory import Chunks
-from structure.metrics import CONTACT_ANG, c_betas, compare, lddt_of_residues, ranked_precision
+from structure.metrics import compare, lddt_of_residues, ranked_precision
 from structure.model import Folded, FoldModel
 from structure.openfold import constants
+from xtrimo.chains import CONTACT_ANG, c_betas
 from xtrimo.intervals import Estimate, bootstrap_ratio
 
-CA_SLOT, CA_ATOM = 1, constants.atom_order["CA"]
+CA_ATOM = constants.atom_order["CA"]
 FIGURES = ("lddt", "tm", "precision")
 RELIABILITY_EDGES = tuple(range(0, 101, 10))
 Read = Callable[[Example], Protein]
@@ -65,8 +67,8 @@ def mean_lddt(module: nn.Module, examples: Sequence[Example], read: Read) -> flo
     figures = []
     for example in examples:
         atoms = folded(module, read(example)).atoms[-1].cpu()
-        seen = torch.from_numpy(example.seen)[None, :, CA_SLOT]
-        scores = lddt_ca(atoms[:, :, CA_SLOT], torch.from_numpy(example.atoms)[None, :, CA_SLOT], seen)
+        seen = torch.from_numpy(example.seen)[None, :, CA]
+        scores = lddt_ca(atoms[:, :, CA], torch.from_numpy(example.atoms)[None, :, CA], seen)
         figures.append(float(scores.sum() / seen.sum().clamp(min=1)))
     return float(np.mean(figures))
 
@@ -79,7 +81,7 @@ def judge_chain(module: nn.Module, example: Example, read: Read) -> Judged:
     reference = np.where(example.seen[..., None] > 0, example.atoms, np.nan)
     said = compare(atoms, reference)
     plddt = expected_plddt(found.lddt[0, :, CA_ATOM]).float().cpu().numpy()
-    true = 100 * lddt_of_residues(atoms[:, CA_SLOT].astype(float), reference[:, CA_SLOT].astype(float))
+    true = 100 * lddt_of_residues(atoms[:, CA].astype(float), reference[:, CA].astype(float))
     known = np.isfinite(true)
     precision = ranked_precision(contact_probability(found.distogram[0]).cpu().numpy(), c_betas(reference), 5)
     return Judged(lddt=said.lddt, tm=said.tm, precision=precision, plddt=plddt[known], true_lddt=true[known])
@@ -135,8 +137,8 @@ def reliability(plddt: Float[np.ndarray, "residue"], true: Float[np.ndarray, "re
 def report(results: Mapping[str, Any]) -> str:
     """What `train-fold` prints."""
     test = results["test"]
-    which = "not trained on" if results["judged_on"] == "test" else "that chose the best weights: there were no others"
-    lines = [f"{test['num_chains']} chains {which}; mean (95 % interval)"]
+    chosen = "not trained on" if results["judged_on"] == "test" else "that chose the best weights: there were no others"
+    lines = [f"{test['num_chains']} chains {chosen}; mean (95 % interval)"]
     for name in test["trained"]:
         trained, before = (Estimate(**test[which][name]) for which in ("trained", "untrained"))
         lines.append(f"  {name:<10}{trained}   untrained {before}")

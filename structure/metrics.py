@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
+from xtrimo.chains import CONTACT_ANG, c_betas
 from xtrimo.errors import DataError
 
 SHORTEST = 4
@@ -27,7 +28,6 @@ STEPS = 20
 AT_ONCE = 2_000_000
 """Starts times residues held in memory together."""
 GDT_CUTOFFS_ANG = (1.0, 2.0, 4.0, 8.0)
-CONTACT_ANG = 8.0
 LONG_RANGE = 24
 """Residues that a long-range contact is apart at least."""
 
@@ -118,16 +118,6 @@ def _lddt(model: Points, reference: Points, aggregation: str) -> Float64[np.ndar
     atoms.coord = reference[seen]
     atoms.res_id = np.arange(len(atoms.coord))
     return np.atleast_1d(structure.lddt(atoms, model[seen], aggregation=aggregation)).astype(np.float64)
-
-
-def c_betas(xyz: Float[np.ndarray, "length atom 3"]) -> Points:
-    """C-betas where the backbone puts them, glycine's too; N, CA, C come first.
-
-    The constants are those of Dauparas et al. 2022 (doi:10.1126/science.add2187).
-    """
-    n, ca, c = (xyz[:, atom].astype(np.float64) for atom in range(3))
-    b, d = ca - n, c - ca
-    return -0.58273431 * np.cross(b, d) + 0.56802827 * b - 0.54067466 * d + ca
 
 
 def contact_precision(model: Points, reference: Points, divisor: int, separation: int = LONG_RANGE) -> float:

@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from structure.config import FoldConfig
@@ -28,13 +27,13 @@ from structure.reader import Reader
 from structure.train_command import NO_MODEL, TrainFoldOptions
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions, check_device
-from xtrimo.durable import write_json
+from xtrimo.durable import differences, write_json
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.model import counted_from_start
 from xtrimo.states import num_maps
 from xtrimo.states_file import CacheKey, cached_states
-from xtrimo.training import fit
+from xtrimo.training import fit, main_rank
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def train_fold(options: TrainFoldOptions) -> dict[str, Any]:
     )  # fmt: skip
     if not split.valid:
         raise DataError(f"{options.data} has no chain to validate on; expected at least two clusters of chains")
-    layers = tuple(counted_from_start(options.layers, lm.num_layers)) if lm and options.layers else _all_layers(lm)
+    layers = tuple(counted_from_start(options.layers or tuple(range(lm.num_layers + 1)), lm.num_layers)) if lm else ()
     maps = num_maps(lm, layers, letters(split.train[0])) if lm and options.maps else 0
     if options.maps and not maps:
         raise ConfigError(
@@ -86,7 +85,7 @@ def train_fold(options: TrainFoldOptions) -> dict[str, Any]:
         options.training(), options.out / TRAINING,
         validate=lambda module: mean_lddt(module, split.valid[: options.valid_chains], trainer.protein),
     )  # fmt: skip
-    if not _is_main_rank():
+    if not main_rank():
         return {}
     training = {"data": options.data.name, "steps": progress.best_step, "crop_length": options.crop_length}
     save_fold(options.out / "model", model, replace(facts, training=training))
@@ -180,10 +179,6 @@ def _side_chains(examples: Sequence[Example], options: TrainFoldOptions) -> bool
     return num > len(examples) / 2 if options.side_chains is None else options.side_chains
 
 
-def _all_layers(lm: Backbone | None) -> tuple[int, ...]:
-    return tuple(range(lm.num_layers + 1)) if lm else ()
-
-
 def _new(config: FoldConfig, seed: int) -> FoldModel:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -215,10 +210,9 @@ def _claim(options: TrainFoldOptions, facts: FoldFacts, split: Split) -> None:
     if path.exists():
         theirs = json.loads(path.read_text("utf-8"))
         # what is not written there came later: it says nothing against going on
-        if changed := [f"{name} {theirs[name]} to {settings[name]}" for name in settings
-                       if name in theirs and theirs[name] != settings[name]]:  # fmt: skip
+        if changed := differences(theirs, {name: settings[name] for name in settings if name in theirs}):
             raise ConfigError(f"{options.out} is of a run with other settings ({'; '.join(changed)}); choose another")
-    elif _is_main_rank():
+    elif main_rank():
         options.out.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
 
@@ -231,7 +225,3 @@ def _fingerprint(split: Split) -> str:
             digest.update(f"{name} {letters(example)}\n".encode())
             digest.update(example.atoms.tobytes())
     return digest.hexdigest()
-
-
-def _is_main_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0

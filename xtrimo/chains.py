@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from xtrimo.errors import DataError, FastaError
 from xtrimo.fasta import open_text
@@ -43,6 +43,8 @@ LONGEST_GAP = 100
 """Residues; a jump of the numbering beyond it is taken for a new numbering, not for residues that were not seen."""
 BOND_ANG = 2.0
 """C and N nearer than this are bonded; ideal are 1.33."""
+CONTACT_ANG = 8.0
+"""C-betas nearer than this touch."""
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif")
 _PDB = STRUCTURES[:2]
 _COLUMNS = {atom: column for column, atom in enumerate(ATOMS)}
@@ -128,6 +130,20 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Chain]]:
     if file_type(path) in STRUCTURES:
         return read_structure
     raise DataError(f"{path}: its name tells no structures; expected .npz or one of {', '.join(STRUCTURES)}")
+
+
+def c_betas(xyz: Float[np.ndarray, "length atom 3"]) -> Float64[np.ndarray, "length 3"]:
+    """C-betas where the backbone puts them, glycine's too, in angstrom; NaN where one of N, CA, C was not seen.
+
+    With b = CA - N and d = C - CA, CB = CA - 0.58273431 b x d + 0.56802827 b - 0.54067466 d (Dauparas et al. 2022,
+    doi:10.1126/science.add2187).
+
+    Args:
+        xyz: N, CA, C in angstrom, and any further atoms.
+    """
+    n, ca, c = (xyz[:, atom].astype(np.float64) for atom in range(3))
+    b, d = ca - n, c - ca
+    return -0.58273431 * np.cross(b, d) + 0.56802827 * b - 0.54067466 * d + ca
 
 
 def read_archive(path: Path) -> Iterator[Chain]:

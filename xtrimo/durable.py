@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,6 +20,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Replace the content of a file by this, as indented JSON."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """What is other in settings that were written down than in ours, as an error tells it."""
+    return [f"{name} {theirs.get(name)} to {value}" for name, value in ours.items() if theirs.get(name) != value]
 
 
 def sync(path: Path) -> None:

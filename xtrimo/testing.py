@@ -91,6 +91,22 @@ def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) 
     return [got[rank] for rank in range(world_size)]
 
 
+def killed(arm: Callable[[], object], run: Callable[[], object]) -> bool:
+    """Whether a fork of this process is killed by a signal while it runs; `arm` sets, in the fork, what kills it."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            arm()
+            run()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "it failed, and was not killed"
+    return os.WIFSIGNALED(status)
+
+
 def _worker(
     fn: Callable[..., Any], rank: int, world_size: int, store: str, results: Any, args: tuple[Any, ...]
 ) -> None:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from xtrimo.durable import differences
 from xtrimo.errors import CheckpointError, ConfigError, TrainingError
 from xtrimo.training_log import Monitor, StepResult
 
@@ -201,6 +202,11 @@ def ranks(device: str | torch.device = "cpu") -> Iterator[tuple[int, int]]:
             dist.destroy_process_group()
 
 
+def main_rank() -> bool:
+    """Whether this process writes what all ranks share."""
+    return _rank_and_world()[0] == 0
+
+
 def _rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -357,7 +363,7 @@ def _resume(folder: Path, stepper: _Stepper) -> Progress:
         state = torch.load(path, map_location=stepper.device, weights_only=True)
         theirs, ours = state["config"], _identity(stepper.config)
         theirs = {"average": 0.0, **theirs}  # which earlier versions had no field for
-        if changed := [f"{name} {theirs.get(name)} to {ours[name]}" for name in ours if theirs.get(name) != ours[name]]:
+        if changed := differences(theirs, ours):
             raise ConfigError(
                 f"{path} is of a run with another config ({'; '.join(changed)}); repeat that, or choose another folder"
             )

@@ -17,7 +17,7 @@ from pretrain.corpus_building import CorpusConfig, build_corpus
 from xtrimo.errors import CorpusError
 from xtrimo.fasta import Record, write_fasta
 from xtrimo.info import verify
-from xtrimo.testing import toy_sequences
+from xtrimo.testing import killed, toy_sequences
 from xtrimo.tokens import encode_residues
 
 SEQUENCES = toy_sequences(80, seed=1, min_length=30, max_length=60)
@@ -43,8 +43,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 def killed_at(step: int, run: Callable[[], object]) -> bool:
     """In a fork, run until the `step`-th file is about to appear and die of SIGKILL there; False if it got through."""
-    child = os.fork()
-    if child == 0:
+
+    def arm() -> None:
         replace, num_files = os.replace, 0
 
         def replace_or_die(*paths: Path) -> None:
@@ -55,15 +55,8 @@ def killed_at(step: int, run: Callable[[], object]) -> bool:
             replace(*paths)
 
         os.replace = replace_or_die
-        status = 1
-        try:
-            run()
-            status = 0
-        finally:
-            os._exit(status)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
+
+    return killed(arm, run)
 
 
 def test_killed_anywhere_the_same_command_continues(tmp_path: Path, settings: dict) -> None:

@@ -21,7 +21,7 @@ from tests.structure.models import TRUNKS, model_of
 from xtrimo.chains import read_structure
 from xtrimo.errors import CheckpointError, ConfigError, DataError, FastaError, SequenceError, XtrimoError
 from xtrimo.fasta import Record, write_fasta
-from xtrimo.testing import toy_sequences
+from xtrimo.testing import killed, toy_sequences
 
 RECORDS = [Record(f"P{number}", each) for number, each in enumerate(toy_sequences(7, min_length=8, max_length=24))]
 
@@ -171,22 +171,6 @@ def dying_at(step: int, written_every: float = 1000.0) -> Callable[[], None]:
         fold_files.WRITTEN_EVERY = written_every
 
     return die
-
-
-def killed(die: Callable[[], None], run: Callable[[], object]) -> bool:
-    """Whether a process that makes itself mortal by `die` is killed while it runs."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            die()
-            run()
-            status = 0
-        finally:
-            os._exit(status)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
 
 
 @pytest.mark.parametrize(("step", "often"), [(1, False), (9, False), (11, False), (4, True), (9, True)])

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from structure import metrics
-from xtrimo.chains import read_structure
+from xtrimo.chains import c_betas, read_structure
 from xtrimo.errors import DataError
 
 FILES = Path(__file__).parent / "files"
@@ -187,12 +187,12 @@ def test_c_betas_are_where_they_are_seen() -> None:
     xyz = chain("1A8O.cif")
     seen = np.isfinite(xyz[:, 3]).all(1)
     assert seen.sum() > 60
-    assert np.linalg.norm(metrics.c_betas(xyz)[seen] - xyz[seen, 3], axis=1).max() < 0.35
+    assert np.linalg.norm(c_betas(xyz)[seen] - xyz[seen, 3], axis=1).max() < 0.35
 
 
 @pytest.mark.parametrize(("divisor", "separation"), [(5, 24), (2, 24), (1, 12), (1, 6)])
 def test_contact_precision_is_counted_pair_by_pair(divisor: int, separation: int) -> None:
-    reference = metrics.c_betas(chain("4CUP.cif"))
+    reference = c_betas(chain("4CUP.cif"))
     model = noised(reference, 3)
     model[20:25], reference[50] = np.nan, np.nan
     pairs = []
@@ -208,7 +208,7 @@ def test_contact_precision_is_counted_pair_by_pair(divisor: int, separation: int
 
 
 def test_a_model_without_places_has_no_contacts_right() -> None:
-    reference = metrics.c_betas(chain("4CUP.cif"))
+    reference = c_betas(chain("4CUP.cif"))
     assert metrics.contact_precision(reference, reference, 5) == 1.0
     packed = np.zeros_like(reference)  # all pairs touch, so that none is wrong by chance
     assert metrics.contact_precision(np.full_like(packed, np.nan), packed, 5) == 0.0

@@ -22,7 +22,7 @@ from xtrimo.embedding_parts import Part, cut, read_embeddings
 from xtrimo.errors import XtrimoError
 from xtrimo.fasta import Record, write_fasta
 from xtrimo.model import GLM
-from xtrimo.testing import toy_config, toy_sequences
+from xtrimo.testing import killed, toy_config, toy_sequences
 
 RECORDS = [Record(f"p{i}", sequence) for i, sequence in enumerate(toy_sequences(30, min_length=5, max_length=40))]
 
@@ -89,8 +89,8 @@ def left_over(work: Path) -> list[str]:
 
 def killed_at(step: int, run: Callable[[], object]) -> bool:
     """In a fork, die of SIGKILL at the `step`-th touch of the disk; False if it got through."""
-    child = os.fork()
-    if child == 0:
+
+    def arm() -> None:
         touched = 0
 
         def or_die(touch: Callable[..., object]) -> Callable[..., object]:
@@ -105,15 +105,8 @@ def killed_at(step: int, run: Callable[[], object]) -> bool:
 
         os.replace, os.fsync, os.rmdir = or_die(os.replace), or_die(os.fsync), or_die(os.rmdir)
         embedding_parts._add = or_die(embedding_parts._add)
-        status = 1
-        try:
-            run()
-            status = 0
-        finally:
-            os._exit(status)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
+
+    return killed(arm, run)
 
 
 def test_killed_anywhere_the_same_command_continues(work: Path, expected: list[tuple[str, bytes]]) -> None:
@@ -168,9 +161,9 @@ def test_an_idle_worker_ends_with_its_killed_parent(work: Path) -> None:
         time.sleep(0.001)
     process.kill()
     process.wait()
-    killed = time.monotonic()
+    began = time.monotonic()
     with pytest.raises(ProcessLookupError):
-        while time.monotonic() < killed + 10:
+        while time.monotonic() < began + 10:
             os.killpg(process.pid, 0)
             time.sleep(0.01)
     assert not (work / "out.h5").exists()
