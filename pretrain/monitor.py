@@ -7,6 +7,7 @@ against the GEMM rate measured on this machine when the run starts, not against 
 import json
 import logging
 import math
+import statistics
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +55,7 @@ class Monitor:
         self.config, self.writes = config, is_main_rank()
         self.peak = gemm_peak(DTYPES[config.precision]) * dist.get_world_size()
         self.stepped = 0
+        self._read: list[float] = []  # tokens of each step since the last line; validation leaves these alone
         self._sums = {"residues": 0.0, "tokens": 0.0, "flops": 0.0}
         self._since = time.perf_counter()
         self._progress: Any = None
@@ -97,6 +99,7 @@ class Monitor:
         for name, value in zip(self._sums, (losses.num_residues, losses.num_tokens, losses.num_flops), strict=True):
             self._sums[name] += value
         self.stepped += 1
+        self._read.append(losses.num_tokens)
         if self._progress:
             self._progress.update(self._task, completed=step, description=f"loss {losses.loss:.4f}")
         if step % self.config.log_every and step != self.config.steps:
@@ -106,8 +109,10 @@ class Monitor:
         self._write(
             "train", step, losses, loss=losses.loss, gradient_norm=result.gradient_norm, lr=result.learning_rate,
             residues_per_second=self._sums["residues"] / seconds, tokens_per_second=self._sums["tokens"] / seconds,
-            mfu=3 * self._sums["flops"] / seconds / self.peak, seconds_left=left, num_skipped=num_skipped,
+            step_tokens=statistics.fmean(self._read), mfu=3 * self._sums["flops"] / seconds / self.peak,
+            seconds_left=left, num_skipped=num_skipped,
         )  # fmt: skip
+        self._read.clear()
         self.restart_clock()
 
     def validation(self, step: int, losses: Losses) -> None:

@@ -38,6 +38,7 @@ VERBS = {
     "corpus": Verb("pretrain.build_corpus:main", "FASTA files to a token corpus, split into train and valid"),
     "pretrain": Verb("pretrain.train:main", "train a GLM on a corpus; on an existing run folder: resume", "pretrain"),
     "export": Verb("pretrain.export:main", "a training run to a model directory"),
+    "scaling": Verb("pretrain.scaling:main", "held-out loss of runs against compute, and what tasks gain", "pretrain"),
     "generate": Verb("generate.sampler:main", "draw new proteins from a model"),
     "infill": Verb("generate.infilling:main", "fill the gaps of proteins"),
     "redesign": Verb("generate.redesigning:main", "write chosen positions of proteins anew"),
