@@ -92,12 +92,16 @@ def interleave(
     *,
     seed: int = SEED,
     clock: Callable[[], float] = time.process_time,
+    warm: Mapping[str, Callable[[], object]] | None = None,
 ) -> Iterator[Timings]:
     """Time every variant once a round, in shuffled order, after one untimed call of each.
 
     Yields what is known after each round, so that a benchmark that is stopped keeps its finished rounds.
+
+    Args:
+        warm: what is called untimed in place of the variants, where these take minutes.
     """
-    for run in variants.values():
+    for run in (warm or variants).values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     rng = random.Random(seed)

@@ -62,6 +62,14 @@ def test_every_round_calls_each_variant_once_in_changing_order():
     assert [t.num_rounds for t in timings] == list(range(1, 21))
 
 
+def test_something_shorter_may_come_first():
+    calls: list[str] = []
+    variants = {name: lambda name=name: calls.append(name) for name in ("slow", "fast")}
+    (timings,) = interleave(variants, 1, clock=Clock(), warm={"short": lambda: calls.append("short")})
+    assert calls[0] == "short" and sorted(calls[1:]) == ["fast", "slow"]
+    assert set(timings.seconds) == {"slow", "fast"}
+
+
 def test_finished_rounds_stay_as_they_were():
     _, timings = run_toy(rounds=5)
     for early, late in pairwise(timings):
