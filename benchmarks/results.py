@@ -17,11 +17,12 @@ from typing import Any
 import tyro
 
 from pretrain.corpus import Corpus
-from pretrain.curves import plot_curves, read_metrics
+from pretrain.curves import plot_curves
 from pretrain.export import ExportConfig, export_run
 from pretrain.held_out import compare, markdown, validation_config
 from xtrimo.checkpoint import load
 from xtrimo.objectives import ObjectiveConfig
+from xtrimo.training_log import read_metrics
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

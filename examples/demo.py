@@ -60,7 +60,7 @@ def judge(model_directory: Path, corpus: Path, valid_tokens: int) -> "list[Compa
 
 def speed(metrics: Path) -> tuple[float, float]:
     """Median residues/s of the training run, and the MFU that goes with it."""
-    from pretrain.curves import read_metrics
+    from xtrimo.training_log import read_metrics
 
     entries = read_metrics(metrics)
     rates = sorted((e["residues_per_second"], e["mfu"]) for e in entries if e["split"] == "train")

@@ -4,25 +4,14 @@ These are the losses as trained, closing words and visible mlm labels included: 
 other runs, not with residue n-grams. held_out.py does that.
 """
 
-import json
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from xtrimo.errors import CheckpointError, MissingExtraError
 from xtrimo.objectives import OBJECTIVES
+from xtrimo.training_log import read_metrics
 
 Curve = list[tuple[int, float]]
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a run's metrics.jsonl, none if there is no file; a last line cut short by a kill is left out."""
-    entries = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
-    return entries
 
 
 def read_curves(metrics: Path) -> dict[tuple[str, str], Curve]:

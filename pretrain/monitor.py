@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import PretrainConfig
-from pretrain.curves import read_metrics
 from pretrain.losses import Losses
 from pretrain.megatron_config import DTYPES
 from pretrain.parallel import device, is_main_rank
 from pretrain.trainer import StepResult
 from xtrimo.durable import write_text
+from xtrimo.training_log import read_metrics
 
 logger = logging.getLogger(__name__)
 

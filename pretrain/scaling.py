@@ -23,12 +23,12 @@ import tyro
 from jaxtyping import Float
 
 from pretrain.config import BatchConfig
-from pretrain.curves import read_metrics
 from pretrain.data import rows_before
 from xtrimo.config import GLMConfig
 from xtrimo.durable import write_text
 from xtrimo.errors import CheckpointError, ConfigError, MissingExtraError
 from xtrimo.pages import Section, to_markdown
+from xtrimo.training_log import read_metrics
 
 PUBLISHED = {
     "mlm": ((1e18, 2.396), (3e18, 2.348), (1e19, 2.282), (3e19, 2.215), (1e20, 2.133), (3e20, 2.055), (1e21, 1.976),
