@@ -140,6 +140,11 @@ class Prompt:
         return self.shortest == self.longest
 
     @property
+    def tag_words(self) -> tuple[str, ...]:
+        """The tags as the model's words."""
+        return tuple(f"<{name}={value}>" for name, value in self.tags)
+
+    @property
     def gaps(self) -> tuple[Gap, ...]:
         """Those to be filled, in order."""
         return tuple(piece for piece in self.pieces if isinstance(piece, Gap))
@@ -166,13 +171,12 @@ class Prompt:
         return Prompt(tuple(pieces), self.tags)
 
     def __str__(self) -> str:
-        tags = "".join(f"<{name}={value}>" for name, value in self.tags)
         text = "".join(map(str, self.pieces))
         if not self.gaps:
             text += "[0]"
         elif len(self.gaps) == 1 and self.pieces[-1] == Gap(0, None):
             text = text.removesuffix("[..]")
-        return tags + text
+        return "".join(self.tag_words) + text
 
 
 def parse(text: str) -> Prompt:

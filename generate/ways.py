@@ -24,6 +24,7 @@ from xtrimo.errors import ConfigError
 from xtrimo.log import warn_once
 from xtrimo.model import GLM
 from xtrimo.reading import PROMPT_WORDS
+from xtrimo.tokens import PUBLISHED_WORDS
 
 Way = Literal["forward", "reverse", "smask", "mlm"]
 
@@ -47,11 +48,11 @@ def choose_way(model: Backbone, prompt: Prompt, among: Sequence[Way]) -> Way:
     Raises:
         ConfigError: there is none; says for each of `among` why.
     """
-    if prompt.tags:
-        known = [word for word in model.config.control_words if "=" in word] if isinstance(model, GLM) else []
+    known = [word for word in model.config.control_words if "=" in word] if isinstance(model, GLM) else []
+    if unknown := [word for word in prompt.tag_words if word not in known]:
         raise ConfigError(
-            f"this model has no tag <{prompt.tags[0][0]}={prompt.tags[0][1]}>; it knows {', '.join(known) or 'none'}:"
-            " leave it out, or take a model that was trained with it"
+            f"this model has no tag {unknown[0]}; it knows {', '.join(known) or 'none'}: leave it out, or take a model"
+            " that was trained with it"
         )
     if not prompt.gaps:
         raise ConfigError(f"prompt {prompt} leaves nothing to write; give it a gap, such as [8..20]")
@@ -126,6 +127,7 @@ def check_task(model: Backbone, task: Task, max_length: int) -> None:
         return
     assert isinstance(model, GLM)
     words = 2 * len(prompt.gaps) + 1 if task.way == "smask" else len(PROMPT_WORDS) + (task.way == "reverse")
+    words += len(prompt.tags)
     is_closed = prompt.longest is not None or any(gap.shortest for gap in prompt.gaps)
     if prompt.shortest + words > model.config.max_length and is_closed:
         raise ConfigError(
@@ -163,8 +165,10 @@ def open_writer(
     Raises:
         ConfigError, SequenceError: as the writers do.
     """
+    # Training has them in the order of the model's words, each once.
+    tags = sorted({config.control_words.index(word) + len(PUBLISHED_WORDS) for word in task.prompt.tag_words})
     if task.way == "smask":
-        return SpanWriter(task.prompt, max_length=max_length, limits=limits, rng=rng)
+        return SpanWriter(task.prompt, max_length=max_length, limits=limits, rng=rng, tags=tags)
     return PromptedWriter(
-        task.prompt, config, reverse=task.way == "reverse", max_length=max_length, limits=limits, rng=rng
+        task.prompt, config, reverse=task.way == "reverse", max_length=max_length, limits=limits, rng=rng, tags=tags
     )

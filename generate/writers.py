@@ -5,6 +5,8 @@
     SpanWriter       M <smask> G <smask> <eos> | <sop> span <sop> span ..
                      all that is fixed is read first, in both directions; then one span after the other, N to C
 
+Tags stand before all of that. Guidance stresses the tags where there are any, and else what is fixed.
+
 A left-to-right model cannot say that a gap in the middle has ended: there a range is given one of its lengths, drawn
 evenly among those with which all that is fixed still fits, and fixed residues are forced. What stands before a forced
 motif does not know of it; in a SpanWriter it does. A span ends when the model says <eop>; of several gaps that touch,
@@ -36,6 +38,7 @@ class PromptedWriter:
             is demanded comes before the cut.
         limits: on the whole protein.
         rng: draws the lengths of gaps that do not come last.
+        tags: control words in front, as token ids.
 
     Raises:
         ConfigError: nothing is to be written, more than max_length is demanded, or the limits leave no protein.
@@ -46,7 +49,7 @@ class PromptedWriter:
 
     def __init__(
         self, prompt: Prompt, config: GLMConfig, *, reverse: bool, max_length: int, limits: Sequence[Limit] = (),
-        rng: np.random.Generator,
+        rng: np.random.Generator, tags: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._reverse = reverse
         pieces = [_turned(piece) for piece in prompt.pieces[::-1]] if reverse else list(prompt.pieces)
@@ -62,15 +65,15 @@ class PromptedWriter:
         longest = max_length if stretch.longest is None else min(max_length, len(self.prefix) + stretch.longest)
         self._course = Course((stretch,), Budget(limits, self.prefix, stretch.demanded, longest))
         self.residues = letters_of(self.prefix)
-        words = np.array((REV,) * reverse + PROMPT_WORDS, dtype=np.uint8)
+        words = np.array((*tags, *(REV,) * reverse, *PROMPT_WORDS), dtype=np.uint8)
         given = encode_residues(self.prefix) if self.prefix else np.zeros(0, dtype=np.uint8)
-        self.start = _prompted(np.append(words, given), config, reverse)
+        self.start = _prompted(np.append(words, given), config, len(tags) + reverse)
         self._channel = int("gmask" in config.objectives)
         self._place = self.start.positions[-1].tolist()
         self.unconditioned = None
-        if self.prefix:  # moved, so that what follows stands as far from these words as if there were no prefix
-            bare = _prompted(words, config, reverse)
-            bare.positions[:, self._channel] += len(given)
+        if tags or self.prefix:  # moved, so that what follows stands as far from these words as if there were no more
+            bare = _prompted(np.append(words, given)[len(tags) :] if tags else words, config, int(reverse))
+            bare.positions[:, 0 if tags else self._channel] += len(tags) or len(given)
             self.unconditioned = bare
         self.capacity = len(words) + max_length - 1  # the last residue is not read
 
@@ -103,6 +106,7 @@ class SpanWriter:
         max_length: residues of the protein at most: gaps end where what is left is demanded elsewhere.
         limits: on the whole protein.
         rng: draws the lengths of gaps that another gap follows.
+        tags: control words in front, as token ids.
 
     Raises:
         ConfigError: there is no gap, or an open one, more than max_length is demanded, or the limits leave no protein.
@@ -112,8 +116,9 @@ class SpanWriter:
     prefix = ""
 
     def __init__(
-        self, prompt: Prompt, *, max_length: int | None = None, limits: Sequence[Limit] = (), rng: np.random.Generator
-    ) -> None:
+        self, prompt: Prompt, *, max_length: int | None = None, limits: Sequence[Limit] = (), rng: np.random.Generator,
+        tags: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         if not prompt.gaps or prompt.longest is None:
             raise ConfigError(
                 f"prompt {prompt} cannot be filled in: every gap needs an upper end, and there must be one"
@@ -131,13 +136,14 @@ class SpanWriter:
         self._course = Course(stretches, Budget(limits, given, demanded, len(given) + written), spare)
 
         tokens = [np.array([SMASK]) if isinstance(p, list) else encode_residues(p.residues) for p in self._parts]
-        known = np.concatenate((*tokens, np.array([EOS]))).astype(np.uint8)
+        known = np.concatenate((tags, *tokens, (EOS,))).astype(np.uint8)
         self._places = np.flatnonzero(known == SMASK).tolist()
         self._step = 1  # counts from the span's <sop>
         chain = np.stack((np.arange(len(known)), np.zeros(len(known))), axis=1).astype(np.int32)
         self.start = self._opened(known, chain)
-        kept = (known == SMASK) | (known == EOS)  # the gaps where they are, and nothing around them
-        self.unconditioned = self._opened(known[kept], chain[kept]) if given else None
+        # Without tags, else the gaps where they are, and nothing around them.
+        kept = chain[:, 0] >= len(tags) if tags else (known == SMASK) | (known == EOS)
+        self.unconditioned = self._opened(known[kept], chain[kept]) if tags or given else None
         self.capacity = len(known) + len(stretches) + written
         self.residues: list[int] = []
         self._pass_fixed(0)
@@ -180,14 +186,19 @@ class SpanWriter:
             self.residues += letters_of(part.residues)
 
 
-def _prompted(tokens: UInt8[np.ndarray, "token"], config: GLMConfig, reverse: bool) -> Start:
-    """As training places a text with an empty source: a gmask model counts from <gmask> in the second channel."""
+def _prompted(tokens: UInt8[np.ndarray, "token"], config: GLMConfig, lead: int) -> Start:
+    """As training places a text with an empty source: a gmask model counts from <gmask> in the second channel.
+
+    Args:
+        lead: words before <gmask>: tags, <rev>.
+    """
     is_gmask = "gmask" in config.objectives
-    lead = int(reverse and is_gmask)  # <rev> stands before <gmask>
     positions = np.zeros((len(tokens), 2), dtype=np.int32)
-    positions[lead:, int(is_gmask)] = np.arange(len(tokens) - lead)
-    positions[lead:, 0] += lead
-    return Start(tokens, positions, prefix=(1 + reverse) * is_gmask)
+    positions[:, 0] = np.arange(len(tokens))
+    if is_gmask:
+        positions[lead:, 0] = lead
+        positions[lead:, 1] = np.arange(len(tokens) - lead)
+    return Start(tokens, positions, prefix=(1 + lead) * is_gmask)
 
 
 def _spans(pieces: Sequence[Piece]) -> list[Fixed | list[Gap]]:

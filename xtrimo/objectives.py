@@ -211,6 +211,22 @@ def make_example(fragment: Fragment, objective_name: str, rng: np.random.Generat
     return OBJECTIVES[objective_name].build(fragment, rng, config)
 
 
+def tagged(example: Example, tags: UInt8[np.ndarray, "tag"]) -> Example:
+    """The example with control words in front of part A, seen by all; everything else moves on by their number.
+
+    For M K V and one tag T, | ends the prefix:
+
+        gmask   tokens  T <gmask> | <sop> <eos> M K V     places  0 1 1 1 1 1 1
+        smask   tokens  T M <smask> V <eos> | <sop> K     places  0 1 2 3 4 2 2
+    """
+    positions = np.append(_chain_positions(len(tags)), example.positions + (len(tags), 0), axis=0).astype(np.int32)
+    return replace(
+        example, tokens=np.append(tags, example.tokens), positions=positions,
+        labels=np.append(np.full_like(tags, IGNORE), example.labels),
+        prefix=example.prefix + len(tags) if example.prefix else 0,
+    )  # fmt: skip
+
+
 def _turn(fragment: Fragment, rng: np.random.Generator, config: ObjectiveConfig) -> tuple[Fragment, bool]:
     """The fragment in the drawn reading direction, and whether that is C to N; the ends change roles with it."""
     if rng.random() >= config.reverse_ratio:

@@ -14,7 +14,7 @@ from generate.prompt import Fixed, Gap, Prompt, parse
 from generate.writers import PromptedWriter, SpanWriter
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError, SequenceError
-from xtrimo.objectives import IGNORE, Example, Fragment, ObjectiveConfig, make_example
+from xtrimo.objectives import IGNORE, Example, Fragment, ObjectiveConfig, make_example, tagged
 from xtrimo.testing import toy_config, toy_sequences
 from xtrimo.tokens import AMINO_ACIDS, EOP, EOS, SMASK, SOP, Tokenizer, encode_residues
 
@@ -68,6 +68,44 @@ def test_left_to_right_reads_what_training_read(config: GLMConfig, reverse: bool
     following = bare.advance(0)
     assert following and (moved == moved[0]).all()
     assert (np.array(example.positions[len(writer.start.tokens)]) - following[1:] == moved[0]).all()
+
+
+@pytest.mark.parametrize("text", ["", "MK", "[..]GG"])
+@pytest.mark.parametrize("config", [GMASK, CAUSAL], ids=["gmask", "causal"])
+def test_tags_stand_where_training_has_them(config: GLMConfig, text: str) -> None:
+    tags, reverse = [40, 43], text.startswith("[")
+    certain = ObjectiveConfig(unconditional_ratio=1.0, reverse_ratio=float(reverse))
+    objective = "gmask" if "gmask" in config.objectives else "causal"
+    plain = make_example(Fragment(encode_residues("MKTAYIAGG")), objective, rng(), certain)
+    example = tagged(plain, np.array(tags, dtype=np.uint8))
+    writer = PromptedWriter(parse(text), config, reverse=reverse, max_length=10, rng=rng(), tags=tags)
+    bare = writer.unconditioned
+    said = example.labels[example.labels != IGNORE].tolist()[len(writer.prefix) :]
+    tokens, positions = read(writer, said)
+    assert tokens == example.tokens.tolist() and positions == example.positions.tolist()
+    assert writer.start.prefix == example.prefix and writer.sequence == "MKTAYIAGG"
+    assert bare is not None and bare.prefix == plain.prefix  # guidance takes the tags away, and nothing else
+    num = len(bare.tokens)
+    assert bare.tokens.tolist() == plain.tokens.tolist()[:num] and num == len(writer.start.tokens) - 2
+    assert (bare.positions == example.positions[2 : num + 2]).all()
+
+
+def test_tags_stand_before_what_infilling_sees() -> None:
+    tags = [40, 43]
+    fragment = Fragment(encode_residues("MKTAYIAKQRQISFVKSHFSRQ"))
+    drawn = (
+        make_example(fragment, "smask", np.random.default_rng(i), ObjectiveConfig(long_span_ratio=0)) for i in range(99)
+    )
+    example = next(e for e in map(by_place, drawn) if e is not None and (e.tokens == SOP).sum() == 2)
+    text, said = as_prompt(example, "[{}]")
+    plain, writer = SpanWriter(parse(text), rng=rng()), SpanWriter(parse(text), rng=rng(), tags=tags)
+    bare, example = writer.unconditioned, tagged(example, np.array(tags, dtype=np.uint8))
+    tokens, positions = read(writer, said[:-1])
+    assert tokens == example.tokens.tolist()[:-1] and positions == example.positions.tolist()[:-1]
+    assert writer.start.prefix == example.prefix
+    assert bare is not None and bare.prefix == plain.start.prefix
+    assert bare.tokens.tolist() == plain.start.tokens.tolist()
+    assert (bare.positions == plain.start.positions + (2, 0)).all()
 
 
 def by_place(example: Example) -> Example | None:
