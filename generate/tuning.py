@@ -1,0 +1,134 @@
+"""What a generator is tuned on: tagged proteins, and untagged ones against forgetting; batches by step, and losses.
+
+An example is drawn as in pretraining: an objective by its share, then the objective's own draw. Tags stand before it.
+At random an example is shown none of its tags, and of several tags each may be missing: so the model also learns what
+is true whatever a tag says, which guidance needs, and to be asked for fewer tags than a protein has.
+
+A share of each batch is untagged proteins like those of pretraining (replay): else a model forgets what it knew.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float64, UInt8
+from torch import Tensor, nn
+
+from xtrimo import batch
+from xtrimo.attention import within
+from xtrimo.config import GLMConfig
+from xtrimo.intervals import Estimate, bootstrap_ratio
+from xtrimo.model import GLM
+from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example, tagged
+from xtrimo.packing import pack
+
+SHARES = {"mlm": 0.2, "gmask": 0.6, "smask": 0.2, "causal": 0.6}
+"""Of the examples, as in pretraining; of a model that has fewer objectives, they share alike."""
+_TAGGED, _REPLAY = 0, 1  # random streams
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A protein to learn from."""
+
+    residues: UInt8[np.ndarray, "length"]
+    """Token ids."""
+    tags: UInt8[np.ndarray, "tag"] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
+    """Token ids of its tags."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mix:
+    """The examples of each step: a pure function of seed and step."""
+
+    subjects: Sequence[Subject]
+    """Tagged proteins; each comes once an epoch."""
+    replay: Sequence[Subject]
+    """Untagged ones, likewise."""
+    config: GLMConfig
+    """Of the model: its objectives and directions."""
+    batch_size: int
+    """Examples of a step."""
+    replay_ratio: float
+    """Share of them that is replayed."""
+    drop_ratio: float
+    """Chance of an example to be shown none of its tags, and of each of several to be missing."""
+    seed: int
+    """Of all draws."""
+
+    def __call__(self, step: int) -> list[Example]:
+        """The examples of step 0, 1, ..."""
+        num_replayed = round(self.replay_ratio * self.batch_size) if self.replay else 0
+        num_tagged = self.batch_size - num_replayed
+        parts = ((_TAGGED, self.subjects, num_tagged), (_REPLAY, self.replay, num_replayed))
+        return [
+            self.example(subjects[place], np.random.default_rng([self.seed, stream, step, i]))
+            for stream, subjects, num in parts
+            for i, place in enumerate(self._places(stream, len(subjects), step * num, num))
+        ]
+
+    def _places(self, stream: int, num_subjects: int, first: int, num: int) -> list[int]:
+        """Which subjects come first, first + 1, ... in an endless row of shuffled epochs."""
+        places: list[int] = []
+        while len(places) < num:
+            epoch, at = divmod(first + len(places), num_subjects)
+            order = np.random.default_rng([self.seed, stream, epoch]).permutation(num_subjects)
+            places += order[at : at + num - len(places)].tolist()
+        return places
+
+    def example(self, subject: Subject, rng: np.random.Generator) -> Example:
+        """One example of a protein."""
+        names = [name for name in OBJECTIVES if name in self.config.objectives]
+        shares = np.array([SHARES[name] for name in names])
+        example = _drawn(subject, str(rng.choice(names, p=shares / shares.sum())), rng, self.config)
+        kept = rng.random(len(subject.tags)) >= self.drop_ratio * (len(subject.tags) > 1)
+        return example if rng.random() < self.drop_ratio else tagged(example, subject.tags[kept])
+
+
+def room(config: GLMConfig, num_tags: int) -> int:
+    """The most residues that a row of the model holds under every objective, with so many tags."""
+    lengths = np.arange(1, config.max_length + 1)
+    sizes = np.max([OBJECTIVES[name].max_tokens(lengths) for name in config.objectives], axis=0)
+    return int((sizes + num_tags <= config.max_length).sum())
+
+
+def loss(module: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, float]:
+    """The sum of the weighted nats and their weight, as in pretraining: an example counts by its tokens."""
+    assert isinstance(module, GLM)
+    row = pack(examples)
+    tokens, positions, labels = (
+        torch.from_numpy(part).to(module.device) for part in (row.tokens, row.positions, row.labels)
+    )
+    asked = torch.from_numpy(np.flatnonzero(row.weights)).to(module.device)
+    (hidden,) = module.hidden(tokens, positions, within(torch.from_numpy(row.segments)))
+    nats = F.cross_entropy(module.logits(hidden[asked]).float(), labels[asked], reduction="none")
+    weights = torch.from_numpy(row.weights).to(module.device)[asked]
+    return (weights * nats).sum(), float(weights.sum())
+
+
+@torch.inference_mode()
+def mean_nats(model: GLM, examples: Sequence[Example]) -> Estimate:
+    """Nats of a label, with an interval over the examples."""
+
+    def nats(inputs: batch.Inputs) -> Tensor:
+        logits = model(inputs.tokens, inputs.positions, inputs.segments)
+        return F.cross_entropy(logits.float(), inputs.labels, reduction="none", ignore_index=IGNORE)
+
+    sums = [(values.sum(), (example.labels != IGNORE).sum()) for example, values in batch.run(model, examples, nats)]
+    found: Float64[np.ndarray, "example 2"] = np.array(sums, dtype=np.float64)
+    return bootstrap_ratio(found[:, 0], found[:, 1])
+
+
+def held_out(subjects: Sequence[Subject], objective: str, config: GLMConfig, seed: int) -> list[Example]:
+    """One example of each protein by one objective, the same at every call; tags in front, none missing."""
+    return [
+        tagged(_drawn(subject, objective, np.random.default_rng([seed, i]), config), subject.tags)
+        for i, subject in enumerate(subjects)
+    ]
+
+
+def _drawn(subject: Subject, objective: str, rng: np.random.Generator, config: GLMConfig) -> Example:
+    reverse_ratio = config.directions.count("reverse") / len(config.directions)
+    return make_example(Fragment(subject.residues), objective, rng, ObjectiveConfig(reverse_ratio=reverse_ratio))

@@ -1,0 +1,117 @@
+"""Tagged and replayed examples by step; losses against a plain sum."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from generate.tuning import SHARES, Mix, Subject, held_out, loss, mean_nats, room
+from xtrimo.config import GLMConfig
+from xtrimo.model import GLM
+from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example
+from xtrimo.testing import toy_config, toy_sequences
+from xtrimo.tokens import REV, encode_residues
+
+CONFIG = toy_config(control_words=("<rev>", "<family=a>", "<family=b>"))
+FIRST_TAG = 37
+
+
+def subjects(num: int, *tags: int, seed: int = 0) -> list[Subject]:
+    proteins = toy_sequences(num, seed=seed, min_length=20)
+    return [Subject(encode_residues(protein), np.array(tags, dtype=np.uint8)) for protein in proteins]
+
+
+def mix(**changes) -> Mix:
+    facts = dict(
+        subjects=subjects(7, FIRST_TAG), replay=subjects(5, seed=1), config=CONFIG, batch_size=4, replay_ratio=0.25,
+        drop_ratio=0.1, seed=0,
+    )  # fmt: skip
+    return Mix(**facts | changes)
+
+
+def content(example: Example) -> tuple[bytes, bytes, bytes]:
+    return example.tokens.tobytes(), example.positions.tobytes(), example.labels.tobytes()
+
+
+def test_a_step_is_a_pure_function() -> None:
+    once, again, other = mix(), mix(), mix(seed=1)
+    assert [content(e) for e in once(5)] == [content(e) for e in again(5)]
+    assert [content(e) for e in once(5)] != [content(e) for e in once(6)]
+    assert [content(e) for e in once(5)] != [content(e) for e in other(5)]
+
+
+def test_every_protein_comes_once_an_epoch() -> None:
+    drawn = mix(batch_size=4)
+    seen = Counter(place for step in range(14) for place in drawn._places(0, 7, 3 * step, 3))
+    assert seen == dict.fromkeys(range(7), 6)
+    first, second = (drawn._places(0, 7, start, 7) for start in (0, 7))
+    assert sorted(first) == sorted(second) == list(range(7)) and first != second
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_shares_tags_and_replay(name: str) -> None:
+    objectives = ("causal",) if name == "causal" else ("mlm", "gmask", "smask")
+    config = toy_config(
+        objectives=objectives, rotary="1d" if name == "causal" else "2d", control_words=CONFIG.control_words
+    )
+    drawn = mix(subjects=subjects(7, 37, 38), config=config, batch_size=40, drop_ratio=0.2)
+    examples = [example for step in range(60) for example in drawn(step)]
+    total = sum(SHARES[each] for each in objectives)
+    assert np.mean([e.objective == name for e in examples]) == pytest.approx(SHARES[name] / total, abs=0.03)
+    tags = Counter(tuple(t for t in e.tokens.tolist() if t > REV) for e in examples)
+    untagged = 0.25 + 0.75 * (0.2 + 0.8 * 0.2**2)
+    assert tags[()] / len(examples) == pytest.approx(untagged, abs=0.03)
+    assert tags[37, 38] / len(examples) == pytest.approx(0.75 * 0.8 * 0.8**2, abs=0.03)
+    assert tags[37,] / len(examples) == pytest.approx(0.75 * 0.8 * 0.8 * 0.2, abs=0.02)
+    for example in examples:  # in front of all else, <rev> included
+        found = np.flatnonzero(example.tokens > REV)
+        assert found.tolist() == list(range(len(found)))
+
+
+def test_one_tag_is_dropped_by_its_own_chance_alone() -> None:
+    drawn = mix(replay=[], batch_size=40, drop_ratio=0.2)
+    examples = [example for step in range(40) for example in drawn(step)]
+    assert np.mean([FIRST_TAG in e.tokens for e in examples]) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("directions", [("forward",), ("reverse",), ("forward", "reverse")])
+def test_directions_are_those_of_the_model(directions: tuple) -> None:
+    config = toy_config(objectives=("gmask",), directions=directions)
+    examples = held_out(subjects(60), "gmask", config, seed=0)
+    share = np.mean([REV in e.tokens for e in examples])
+    assert share == pytest.approx(directions.count("reverse") / len(directions), abs=0.2)
+
+
+@pytest.mark.parametrize("config", [CONFIG, toy_config(rotary="1d", objectives=("causal",), max_length=64)])
+def test_what_fits_the_room_fits_the_rows(config: GLMConfig) -> None:
+    most = room(config, num_tags=3)
+    fragment, longer = (Fragment(np.ones(num, dtype=np.uint8)) for num in (most, most + 1))
+    rng = np.random.default_rng(0)
+    sizes = [len(make_example(fragment, name, rng, ObjectiveConfig()).tokens) for name in config.objectives]
+    assert max(sizes) + 3 <= config.max_length
+    bounds = [int(OBJECTIVES[name].max_tokens(np.array(len(longer.residues)))) for name in config.objectives]
+    assert max(bounds) + 3 > config.max_length
+
+
+def nats_one_by_one(model: GLM, example: Example) -> np.ndarray:
+    """Of each label, the example alone in its row."""
+    segments = torch.tensor([[0, len(example.tokens), example.prefix]])
+    tokens, positions = torch.tensor(example.tokens.astype(int)), torch.tensor(example.positions.astype(int))
+    logits = model(tokens, positions, segments).detach().double().numpy()
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    asked = np.flatnonzero(example.labels != IGNORE)
+    return -np.log(chances[asked, example.labels[asked]])
+
+
+def test_losses_are_those_of_the_examples_one_by_one() -> None:
+    model = GLM(CONFIG, seed=3).eval()
+    examples = mix(batch_size=12)(0)
+    nats = [nats_one_by_one(model, example) for example in examples]
+    total, weight = loss(model, examples)
+    assert weight == pytest.approx(sum(len(example.tokens) for example in examples))
+    expected = sum(each.mean() * len(example.tokens) for each, example in zip(nats, examples, strict=True))
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    judged = mean_nats(model, examples)
+    assert judged.value == pytest.approx(np.concatenate(nats).mean(), rel=1e-5)
+    assert judged.low < judged.value < judged.high
