@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtrimo.errors import ConfigError, SequenceError
-from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example, tagged
+from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example
 from xtrimo.tokens import EOP, EOS, GMASK, MASK, PAD, REV, SMASK, SOP, Tokenizer
 
 TOKENIZER = Tokenizer()
@@ -260,20 +260,6 @@ GOLDEN = [
 def test_generation_by_hand(row: tuple[str, bool, bool, dict[str, float], str, str, str, int]) -> None:
     name, has_start, has_end, config, *expected = row
     assert as_lists(draw(name, spelled("MKVA", has_start, has_end), **config)) == by_hand(*expected)
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_tags_are_seen_by_all_and_move_the_rest(name: str) -> None:
-    plain = make_example(
-        Fragment(Tokenizer().encode("MKTAYIAK", eos=False)), name, np.random.default_rng(1), ObjectiveConfig()
-    )
-    tags = np.array([38, 50, 51], dtype=np.uint8)
-    example = tagged(plain, tags)
-    assert example.tokens.tolist() == [38, 50, 51, *plain.tokens.tolist()]
-    assert example.labels.tolist() == [IGNORE] * 3 + plain.labels.tolist()
-    assert example.positions.tolist() == [[0, 0], [1, 0], [2, 0], *([a + 3, b] for a, b in plain.positions.tolist())]
-    assert example.prefix == (plain.prefix + 3 if name != "causal" else 0)
-    assert example.objective == name and example.positions.dtype == plain.positions.dtype
 
 
 def test_one_residue_has_no_source_to_give() -> None:
