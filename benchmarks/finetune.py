@@ -30,15 +30,16 @@ import tyro
 from benchmarks import protocol
 from benchmarks.embed import CLS, EOS, PAD, glm_config
 from benchmarks.protocol import PEER_BATCH, Machine, Report, Timings
-from heads.adaptation import adapt, freeze_unused
 from heads.modules import HeadConfig
 from heads.predictor import Predictor
 from heads.rows import Row
 from heads.tasks import custom_task
+from xtrimo.adaptation import adapt, freeze_unused
 from xtrimo.model import GLM
 from xtrimo.states import LiveStates
 from xtrimo.tokens import RESIDUES
-from xtrimo.training import TrainingConfig, fit
+from xtrimo.training import fit
+from xtrimo.training_config import TrainingConfig
 
 RANK, RATE = 16, 1e-4
 WORDS = ("<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES)

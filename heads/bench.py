@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from heads import metrics
-from heads.adaptation import Method
 from heads.answers import Predictions
 from heads.finetune import FinetuneOptions, find_data, finetune_on, load_plain
 from heads.metrics import METRICS
@@ -24,6 +23,7 @@ from heads.modules import Pooling
 from heads.rows import read
 from heads.tasks import TASKS, Task, task
 from xtrimo import checkpoint
+from xtrimo.adaptation import Method
 from xtrimo.command import replacing
 from xtrimo.errors import XtrimoError
 from xtrimo.intervals import Estimate

@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from heads import baselines, contacts, metrics
-from heads.adaptation import Method, adapt, freeze_unused, shares_by_depth
 from heads.head_directory import HeadFacts, save_head
 from heads.leaks import find_leaks
 from heads.metrics import METRICS
@@ -39,27 +38,30 @@ from heads.predictor import Predictor
 from heads.rows import Dataset, data_hash, read
 from heads.selection import batches, class_weights, cropped, fewer, proteins
 from heads.tasks import Columns, Level, Target, Task, custom_task, task
+from xtrimo.adaptation import Method, adapt, freeze_unused, shares_by_depth
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions
-from xtrimo.durable import differences, write_json
+from xtrimo.durable import write_json
 from xtrimo.embedding import room
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.log import warn_once
 from xtrimo.model import GLM
 from xtrimo.prepacking import prepack
+from xtrimo.run_folder import RESULTS, TRAINING, claim
 from xtrimo.states import LiveStates, num_maps
 from xtrimo.states_file import CachedStates, CacheKey, cached_states
-from xtrimo.training import TrainingConfig, fit, main_rank, ranks
+from xtrimo.training import fit, main_rank, ranks
+from xtrimo.training_config import EngineOptions, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-RESULTS, SETTINGS, PREDICTIONS, TRAINING = "results.json", "settings.json", "predictions.npz", "training"
+PREDICTIONS = "predictions.npz"
 REGRESSION = "regression.npz"
 RATES: dict[Method, float] = {"probe": 1e-3, "lora": 1e-4, "full": 5e-5}
 MOST_STEPS_UNSAVED = 500
 # What changes how a result is reached, and not the result.
-FREE = ("out", "cache", "data", "device", "baselines", "leaks", "corpus")
+FREE = ("out", "cache", "data", "device", "baselines", "leaks", "corpus", "engine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +124,8 @@ class FinetuneOptions:
     """Look for test proteins among those trained on."""
     corpus: Path | None = None
     """Proteins that the model was pretrained on, to look for test proteins among them as well."""
+    engine: OmitArgPrefixes[EngineOptions] = EngineOptions()
+    """What computes the steps of training."""
 
     def training(self, num_rows: int) -> TrainingConfig:
         """The training loop's settings for so many rows."""
@@ -130,7 +134,7 @@ class FinetuneOptions:
             steps=max(1, round(self.epochs * per_epoch)), learning_rate=self.learning_rate or RATES[self.method],
             precision=self.precision if self.method != "probe" else "fp32", accumulate=self.accumulate,
             validate_every=per_epoch, patience=self.patience, seed=self.seed,
-            save_every=min(per_epoch, MOST_STEPS_UNSAVED), log_every=min(per_epoch, 10),
+            save_every=min(per_epoch, MOST_STEPS_UNSAVED), log_every=min(per_epoch, 10), engine=self.engine,
         )  # fmt: skip
 
     def the_task(self) -> tuple[Task, Path]:
@@ -169,7 +173,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
     options = tyro.cli(FinetuneOptions, prog="xtrimo finetune", args=args)
     which, path = options.the_task()
-    with ranks(options.device) as (rank, _):
+    with ranks(options.device) as (rank, world):
+        options.engine.check_batch(options.batch_size, world)
         dataset = read(path, which, seed=options.seed)
         logger.info("%s", dataset)
         model = load_plain(options.model, options.device)
@@ -220,25 +225,6 @@ def settings_of(options: FinetuneOptions, dataset: Dataset, model_hash: str) -> 
     asked = {name: getattr(options, name) for name in options.__slots__ if name not in (*FREE, "task", "model")}
     asked |= {"layers": list(options.layers), "model": str(options.model)}
     return {"task": dataset.task.name, **asked, "model_hash": model_hash, "data_hash": data_hash(dataset)}
-
-
-def claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Make a folder this run's, or find it so; the results, if it is finished.
-
-    Raises:
-        ConfigError: it is of a run with other settings.
-    """
-    path = out / SETTINGS
-    if path.exists():
-        theirs = json.loads(path.read_text("utf-8"))
-        if changed := differences(theirs, settings):
-            raise ConfigError(f"{out} is of a run with other settings ({'; '.join(changed)}); choose another --out")
-    elif main_rank():
-        write_json(path, settings)
-    if (out / RESULTS).exists():
-        finished: dict[str, Any] = json.loads((out / RESULTS).read_text("utf-8"))
-        return finished
-    return None
 
 
 def build(dataset: Dataset, model: Backbone, model_hash: str, options: FinetuneOptions) -> Predictor:

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from heads import tasks
-from heads.adaptation import Method, load_adapted, save_adapted
 from heads.modules import HeadConfig, Scale
 from heads.molecules import Kind
 from heads.predictor import Predictor
 from heads.rows import Dataset
 from heads.tasks import Task
+from xtrimo.adaptation import Method, load_adapted, save_adapted
 from xtrimo.backbone import Backbone
 from xtrimo.durable import write_json
 from xtrimo.embedding_file import fingerprint

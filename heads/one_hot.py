@@ -21,7 +21,8 @@ from heads.rows import Dataset
 from heads.selection import batches
 from xtrimo.pair_maps import PairMaps
 from xtrimo.states import Lengths, States
-from xtrimo.training import TrainingConfig, fit
+from xtrimo.training import fit
+from xtrimo.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 

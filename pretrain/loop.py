@@ -14,14 +14,14 @@ from pretrain.data import Stream, validation_rows
 from pretrain.guard import Guard
 from pretrain.losses import Losses
 from pretrain.monitor import Monitor
-from pretrain.parallel import is_main_rank, process_groups
+from pretrain.parallel import device, is_main_rank, process_groups
 from pretrain.skipping import FILE as LEFT_OUT
 from pretrain.skipping import Skips
-from pretrain.stopping import DONE, STOP, STOPPED, StopRequest
 from pretrain.trainer import Trainer
 from pretrain.watchdog import Watchdog
 from xtrimo.durable import write_text
 from xtrimo.errors import CheckpointError, TrainingError
+from xtrimo.stopping import DONE, STOP, STOPPED, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def pretrain(config: PretrainConfig) -> Losses | None:
     facts = config.what_fixes_the_run() | {"corpus": corpus.fingerprint}
     with process_groups(config):
         skips = Skips(config.run, config.fault.skip_batches)
-        with StopRequest(config.run) as stop, Watchdog(config.run, config.fault.hang_seconds) as watchdog:
+        with StopRequest(config.run, device()) as stop, Watchdog(config.run, config.fault.hang_seconds) as watchdog:
             run = _Run(config, corpus, facts, skips, watchdog)
             began = [run.done]
             while not run.go_on(stop):
@@ -150,7 +150,8 @@ class _Run:
 
 def _check_folder(run: Path) -> None:
     """Refuse to train into a folder that holds something else, such as a model directory."""
-    ours = {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "stacks", LEFT_OUT, STOP, STOPPED, DONE}
+    ours = {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "stacks", "slurm",
+            LEFT_OUT, STOP, STOPPED, DONE}  # fmt: skip
     found = {path.name for path in run.iterdir() if path.suffix != ".tmp"} if run.is_dir() else set()
     if found - ours or ("config.json" in found and '"curriculum"' not in (run / "config.json").read_text()):
         raise CheckpointError(

@@ -24,7 +24,7 @@ from structure.openfold import Rigid, StructureModule, StructureModuleConfig, co
 from structure.trunk import TRUNKS, Recycled, Trunk
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: ZeRO 3 looks into what a module gives by vars()
 class Folded:
     """What a pass gives; of padding, numbers without meaning."""
 

@@ -6,7 +6,6 @@ and kept is a moving average of the weights.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -27,10 +26,11 @@ from structure.reader import Reader
 from structure.train_command import NO_MODEL, TrainFoldOptions
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions, check_device
-from xtrimo.durable import differences, write_json
+from xtrimo.durable import write_json
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.model import counted_from_start
+from xtrimo.run_folder import RESULTS, TRAINING, claim
 from xtrimo.states import num_maps
 from xtrimo.states_file import CacheKey, cached_states
 from xtrimo.training import fit, main_rank
@@ -38,10 +38,9 @@ from xtrimo.training import fit, main_rank
 logger = logging.getLogger(__name__)
 
 VIOLATION_WEIGHT = 0.1
-TRAINING, SETTINGS, RESULTS = "training", "settings.json", "results.json"
 TEST_RATIO = 0.1
 """Of the clusters of chains whose source has no split."""
-FREE = ("out", "data", "cache", "device")
+FREE = ("out", "data", "cache", "device", "engine")
 """What changes how a result is reached, and not the result."""
 
 
@@ -70,7 +69,8 @@ def train_fold(options: TrainFoldOptions) -> dict[str, Any]:
     config = replace(with_lm(options.shape(), lm, layers, maps), side_chains=_side_chains(split.train, options))
     facts = FoldFacts(config=config, lm=options.model if lm else "", lm_hash=fingerprint(lm) if lm else "",
                       lm_layers=layers)  # fmt: skip
-    _claim(options, facts, split)
+    if finished := claim(options.out, _settings(options, facts, split)):
+        return finished
     reader = _cached_reader(split, lm, facts, options)
     del lm  # its states are in a file now
     model = _new(config, options.seed).to(options.device)
@@ -198,23 +198,10 @@ def _cached_reader(split: Split, lm: Backbone | None, facts: FoldFacts, options:
     return Reader(cached_states(folder, lm, key, chains, num_maps=facts.config.num_lm_maps), facts.config)
 
 
-def _claim(options: TrainFoldOptions, facts: FoldFacts, split: Split) -> None:
-    """Make a folder this run's, or find it so.
-
-    Raises:
-        ConfigError: it is of a run with other settings, or on other chains.
-    """
+def _settings(options: TrainFoldOptions, facts: FoldFacts, split: Split) -> dict[str, Any]:
+    """All that decides the result."""
     asked = {name: getattr(options, name) for name in options.__slots__ if name not in FREE}
-    settings = json.loads(json.dumps({**asked, **asdict(facts), "chains": _fingerprint(split)}))
-    path = options.out / SETTINGS
-    if path.exists():
-        theirs = json.loads(path.read_text("utf-8"))
-        # what is not written there came later: it says nothing against going on
-        if changed := differences(theirs, {name: settings[name] for name in settings if name in theirs}):
-            raise ConfigError(f"{options.out} is of a run with other settings ({'; '.join(changed)}); choose another")
-    elif main_rank():
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
+    return {**asked, **asdict(facts), "chains": _fingerprint(split)}
 
 
 def _fingerprint(split: Split) -> str:

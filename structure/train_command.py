@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import OmitArgPrefixes
+
 from structure.config import PRESETS, FoldConfig
 from xtrimo.errors import ConfigError
-from xtrimo.training import TrainingConfig, ranks
+from xtrimo.training import ranks
+from xtrimo.training_config import EngineOptions, TrainingConfig
 
 NO_MODEL = "none"
 CLIP_NORM = 0.1
@@ -65,6 +68,8 @@ class TrainFoldOptions:
     """Where to run, such as cuda; under torchrun each rank takes its own."""
     cache: Path | None = None
     """Folder of the language model's states, which other runs on the same chains share; by default in the run."""
+    engine: OmitArgPrefixes[EngineOptions] = EngineOptions()
+    """What computes the steps of training."""
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -97,7 +102,7 @@ class TrainFoldOptions:
         return TrainingConfig(
             steps=self.steps, learning_rate=self.learning_rate, precision=self.precision, accumulate=self.accumulate,
             validate_every=self.validate_every, average=self.average, seed=self.seed,
-            clip_norm=CLIP_NORM, save_every=50,
+            clip_norm=CLIP_NORM, save_every=50, engine=self.engine,
         )  # fmt: skip
 
 
@@ -109,7 +114,8 @@ def main(args: Sequence[str] | None = None) -> None:
     from structure.judging import report  # seconds, which a question for help does not wait for
     from structure.train import train_fold
 
-    with ranks(options.device) as (rank, _):
+    with ranks(options.device) as (rank, world):
+        options.engine.check_batch(options.batch_size, world)
         results = train_fold(options)
     if rank == 0:
         print(report(results))

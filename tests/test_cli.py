@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from xtrimo import __main__ as cli
-from xtrimo.errors import SequenceError
+from xtrimo.errors import SequenceError, StoppedError
 
 GOLDEN = Path(__file__).parent / "golden" / "flags.txt"
 COMMAND = Path(sys.executable).with_name("xtrimo")
@@ -89,6 +89,15 @@ def test_expected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setenv("XTRIMO_DEBUG", "1")
     with pytest.raises(SequenceError):
         cli.main(["score"])
+
+
+def test_a_run_that_was_asked_to_stop_tells_scripts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """75 is what mailers take for "try again"."""
+    raising(monkeypatch, StoppedError("saved after step 7"))
+    assert cli.main(["finetune"]) == os.EX_TEMPFAIL == 75
+    assert capsys.readouterr().err == "xtrimo: saved after step 7\n"
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ PACKAGES = ("xtrimo", "pretrain", "heads", "structure", "generate")
 CODE = (*PACKAGES, "tests", "benchmarks", "examples")
 ONLY_IMPORTERS = {
     "megatron": ("pretrain/", "tests/pretrain/", "benchmarks/"),
-    "deepspeed": (),
+    "deepspeed": ("xtrimo/deepspeed_engine.py",),
     "transformers": (
         "benchmarks/",
         "structure/openfold.py",

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xtrimo import __version__
-from xtrimo.errors import MissingExtraError, XtrimoError
+from xtrimo.errors import MissingExtraError, StoppedError, XtrimoError
 
-FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+FAILED, STOPPED = 2, 75  # 75 is EX_TEMPFAIL of sysexits.h: start the same command again
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
 ENVIRONMENT = {
     # Threads that spin while they wait steal the core of the thread they wait for.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -37,11 +38,13 @@ class Verb(NamedTuple):
 VERBS = {
     "corpus": Verb("pretrain.build_corpus:main", "FASTA files to a token corpus, split into train and valid"),
     "pretrain": Verb("pretrain.train:main", "train a GLM on a corpus; on an existing run folder: resume", "pretrain"),
+    "plan": Verb("pretrain.plan_command:main", "what a pretraining run would take: memory, time, layouts", "pretrain"),
     "export": Verb("pretrain.export:main", "a training run to a model directory"),
     "scaling": Verb("pretrain.scaling:main", "held-out loss of runs against compute, and what tasks gain", "pretrain"),
     "generate": Verb("generate.sampler:main", "draw new proteins from a model"),
     "infill": Verb("generate.infilling:main", "fill the gaps of proteins"),
     "redesign": Verb("generate.redesigning:main", "write chosen positions of proteins anew"),
+    "finetune-generator": Verb("generate.finetune:main", "teach a generator tags, from tagged proteins", "tune"),
     "judge": Verb("generate.judge:main", "generated proteins of a family, beside real ones and controls", "judge"),
     "score": Verb("xtrimo.scoring:main", "likelihood of each protein under a model"),
     "embed": Verb("xtrimo.embedding_file:main", "hidden states of each protein, per residue or pooled"),
@@ -60,7 +63,8 @@ VERBS = {
 
 def usage() -> str:
     """The text of `xtrimo --help`."""
-    rows = "\n".join(f"  {name:<12}{verb.summary}" for name, verb in VERBS.items())
+    width = max(map(len, VERBS)) + 2
+    rows = "\n".join(f"  {name:<{width}}{verb.summary}" for name, verb in VERBS.items())
     return f"usage: xtrimo VERB [flags]\n\n{rows}\n\nxtrimo VERB --help lists the flags of a verb. xtrimo {__version__}"
 
 
@@ -112,7 +116,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if os.environ.get("XTRIMO_DEBUG") == "1":
             raise
         print(f"xtrimo: {error}", file=sys.stderr)
-        return FAILED
+        return STOPPED if isinstance(error, StoppedError) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `xtrimo ... | head`; what is left in the buffer has nowhere to go

@@ -37,5 +37,9 @@ class TrainingError(XtrimoError):
     """A training run that cannot go on, such as one whose loss is no longer a number."""
 
 
+class StoppedError(XtrimoError):
+    """A training run that was asked to stop, and is saved: the same command goes on; the exit status tells scripts."""
+
+
 class MissingExtraError(XtrimoError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""

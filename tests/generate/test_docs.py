@@ -29,6 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(model, folder / "models/first")
     records = [Record(f"r{i}", s) for i, s in enumerate(toy_sequences(3, min_length=40))]
     write_fasta(folder / "in.fasta.gz", records)
+    members = toy_sequences(100, seed=1, min_length=40)
+    tagged = [Record(f"f{i}", s, f"family={('globin', 'kinase')[i % 2]}") for i, s in enumerate(members)]
+    write_fasta(folder / "families.fasta", tagged)
     (folder / "examples").mkdir()
     (folder / "in.fasta.gz").rename(folder / "examples/proteins.fasta.gz")
     with pytest.MonkeyPatch.context() as patch:
@@ -50,7 +53,7 @@ def test_commands(folder: Path) -> None:
     written = {file: list(read_fasta(folder / file)) for file in re.findall(r"--out (\S+\.fasta)", PAGE)}
     assert {file: len(records) for file, records in written.items()} == {
         "free.fasta": 8, "filled.fasta": 8, "redesigned.fasta": 3, "screened.fasta": 8, "ranked.fasta": 8,
-        "checked.fasta": 4,
+        "globins.fasta": 4, "checked.fasta": 4,
     }  # fmt: skip
     assert all("screen=my_screen:check:passed" in r.description for r in written["checked.fasta"])
     assert not any("C" in r.sequence for r in written["free.fasta"])

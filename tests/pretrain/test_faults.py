@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import checkpoint_files, monitor, stopping, trainer
+from pretrain import checkpoint_files, monitor, trainer
 from pretrain.corpus import Corpus
 from tests.pretrain import runs
 from tests.pretrain.runs import STEPS, flags, metrics, train
+from xtrimo import stopping
 
 
 @pytest.fixture(scope="module")

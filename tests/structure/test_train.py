@@ -28,7 +28,7 @@ from xtrimo.checkpoint import save
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.model import GLM
 from xtrimo.testing import run_distributed, toy_config
-from xtrimo.training import TrainingConfig
+from xtrimo.training_config import TrainingConfig
 from xtrimo.training_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]

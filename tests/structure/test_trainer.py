@@ -19,7 +19,8 @@ from xtrimo.backbone import Backbone
 from xtrimo.model import GLM
 from xtrimo.states import LiveStates
 from xtrimo.testing import toy_config
-from xtrimo.training import TrainingConfig, fit
+from xtrimo.training import fit
+from xtrimo.training_config import TrainingConfig
 
 
 def trainer_of(example: Example, lm: Backbone) -> tuple[Trainer, FoldModel]:

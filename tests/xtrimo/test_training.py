@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from xtrimo import training
+from xtrimo.engine import trained
 from xtrimo.errors import CheckpointError, ConfigError, TrainingError
 from xtrimo.testing import run_distributed
-from xtrimo.training import TrainingConfig, fit, ranks, trained
+from xtrimo.training import fit, ranks
+from xtrimo.training_config import TrainingConfig
 from xtrimo.training_log import read_metrics
 
 NUM_ITEMS, BATCH = 32, 8

@@ -61,7 +61,7 @@ def test_the_best_average_is_kept(tmp_path: Path) -> None:
 def test_an_average_of_nothing_keeps_the_weights(tmp_path: Path) -> None:
     module, weights = watched(tmp_path / "plain", average=0.0)
     state = torch.load(tmp_path / "plain/training.pt", weights_only=True)
-    assert state["averages"] == {} and apart(weights_of(module), weights[-1]) == 0
+    assert state["own"]["averages"] == {} and apart(weights_of(module), weights[-1]) == 0
     assert apart([value.detach().numpy() for value in state["weights"].values()], weights[-1]) == 0
     barely, averages = watched(tmp_path / "barely", average=1e-12)
     assert apart(weights_of(barely), weights_of(module)) < 1e-9 and len(averages) == 24

@@ -1,4 +1,4 @@
-"""What of a backbone is trained beside the head: nothing, adapters (LoRA), or all of it, slower the deeper it lies.
+"""What of a pretrained model is trained on: nothing, adapters (LoRA), or all of it, slower the deeper it lies.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685) is `peft`'s, put beside every linear layer of the blocks: in a GLM the published
 query_key_value, dense, dense_h_to_4h and dense_4h_to_h. Rank and alpha 16 are those of xTrimoPGLM's heads.
@@ -47,6 +47,19 @@ def adapt(backbone: nn.Module, method: Method, *, rank: int = 16, alpha: int = 1
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, backbone)
+
+
+def merge(backbone: nn.Module) -> None:
+    """Add the adapters to the weights beside them, and be a model without adapters again."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(backbone.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(backbone, "peft_config"):
+        del backbone.peft_config
 
 
 def freeze_unused(module: nn.Module, run: Callable[[], torch.Tensor]) -> None:

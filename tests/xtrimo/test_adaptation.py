@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heads.adaptation import adapt, freeze_unused, load_adapted, save_adapted, shares_by_depth
+from xtrimo.adaptation import adapt, freeze_unused, load_adapted, save_adapted, shares_by_depth
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError
 from xtrimo.model import GLM
