@@ -227,9 +227,14 @@ def passed(ended: Iterable[Sample | Refused], refused: Counter[str] | None = Non
         logger.warning("the screen refused %d proteins: %s", counts.total(), dict(counts))
 
 
+def rank(sample: Sample) -> tuple[float, int]:
+    """Smaller for what comes first: by score, the highest first, where they have one; else, and if equal, by number."""
+    return -(sample.score or 0.0), sample.number
+
+
 def ranked(samples: Sequence[Sample]) -> list[Sample]:
-    """By score, the highest first, where they have one; else, and among equals, by number."""
-    return sorted(samples, key=lambda sample: (-(sample.score or 0.0), sample.number))
+    """In the order of `rank`."""
+    return sorted(samples, key=rank)
 
 
 def _limited(prompt: Prompt, limits: Sequence[Limit]) -> Prompt:

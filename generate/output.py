@@ -6,21 +6,23 @@ Until the file is complete, each protein is a line of the journal beside it,
 
 so that a run that was killed goes on where it was, and ends with the very bytes of an unbroken one. A line holds what
 the screen let pass, or the reason why not and no residues. The first line says which work it is: a journal of other
-work is refused, never mixed in.
+work is refused, never mixed in. The tasks of a job array have a journal each, .out.fasta.2-of-8.unfinished, and the
+last to end writes the file.
 """
 
 import fcntl
+import heapq
 import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from generate.designs import Brief, Refused, Sample, passed, ranked
+from generate.designs import Brief, Refused, Sample, passed, rank, ranked
 from generate.drawing import DrawingConfig
 from generate.hooks import Hooks, digest, find_function
 from generate.prompt import parse
@@ -31,6 +33,7 @@ from xtrimo.command import TRIED, TRIED_RESIDUES, ModelOptions, progress_bar, re
 from xtrimo.errors import ConfigError, XtrimoError
 from xtrimo.fasta import Record, write_fasta
 from xtrimo.model import GLM
+from xtrimo.shards import WHOLE, Shard, parse_shard
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,12 @@ class DesignOptions(ModelOptions):
     """module:function from (logits, history) to logits, applied before temperature; see generate/engine.py."""
     screen: str | None = None
     """module:function from residues to None, or to the reason why this protein must not be written."""
+    shard: str = "1/1"
+    """I/N: write the I-th of N shares, for job arrays; the last to finish writes the file."""
+
+    def __post_init__(self) -> None:
+        if parse_shard(self.shard).num > 1 and self.out is None:
+            raise ConfigError(f"shard {self.shard} needs an --out, which the shares are put together in")
 
     @property
     def hooks(self) -> Hooks:
@@ -142,7 +151,8 @@ class Journal:
                 break
             self._enter(facts, place)
             place += len(line)
-        self._file.truncate(place)
+        if self._file.writable():
+            self._file.truncate(place)
 
     def samples(self) -> Iterator[Sample]:
         """Those that may be written: by score, the highest first, where they have one; then by number."""
@@ -161,9 +171,13 @@ class Journal:
             self._scores[facts["number"]] = facts["score"] or 0.0
 
 
+def _journal_path(out: Path, shard: Shard) -> Path:
+    return out.with_name(f".{out.name if shard.num == 1 else shard.name_in(out.name)}.unfinished")
+
+
 @contextmanager
-def open_journal(out: Path, settings: Mapping[str, Any], num: int) -> Iterator[Journal]:
-    """The journal of an output, as an earlier run of the same settings left it; gone when the block ends well.
+def open_journal(out: Path, settings: Mapping[str, Any], num: int, shard: Shard = WHOLE) -> Iterator[Journal]:
+    """The journal of an output, or of a share of it, as an earlier run of the same settings left it.
 
     Args:
         num: proteins wanted in all.
@@ -171,7 +185,7 @@ def open_journal(out: Path, settings: Mapping[str, Any], num: int) -> Iterator[J
     Raises:
         XtrimoError: it cannot be written, belongs to other work, or another process is writing it.
     """
-    path = out.with_name(f".{out.name}.unfinished")
+    path = _journal_path(out, shard)
     try:
         if out.is_dir() or (out.exists() and not out.is_file()):
             raise OSError(0, "it is no regular file")
@@ -186,18 +200,50 @@ def open_journal(out: Path, settings: Mapping[str, Any], num: int) -> Iterator[J
                 f"{out} is written by another process now; wait for it, or choose another path"
             ) from error
         file.seek(0)
-        first = file.readline()
         journal = Journal(file, num)
-        head = json.dumps(settings, sort_keys=True).encode() + b"\n"
-        if first.endswith(b"\n"):
-            _compare(path, json.loads(first), json.loads(head))
-            journal.read(len(first))
-        else:  # new, or of a run that was killed in its first line
+        if not _read(path, file, journal, settings):  # new, or of a run that was killed in its first line
             file.truncate(0)
-            file.write(head)
+            file.write(json.dumps(settings, sort_keys=True).encode() + b"\n")
             file.flush()
         yield journal
-        path.unlink()
+
+
+def _read(path: Path, file: BinaryIO, journal: Journal, settings: Mapping[str, Any]) -> bool:
+    """Enter what a journal has; False if not even its first line is whole."""
+    first = file.readline()
+    if not first.endswith(b"\n"):
+        return False
+    _compare(path, json.loads(first), json.loads(json.dumps(settings)))
+    journal.read(len(first))
+    return True
+
+
+def put_together(
+    out: Path, settings: Mapping[str, Any], num: int, shard: Shard, record: Callable[[Sample], Record]
+) -> Counter[str] | None:
+    """Write the file, if the journals of all shares are complete, and remove these.
+
+    Returns:
+        How many the screen refused, by reason; None if some share has not ended, or another task was here first.
+    """
+    paths = [_journal_path(out, sibling) for sibling in shard.siblings]
+    with ExitStack() as stack:
+        journals = []
+        for path in paths:
+            try:
+                file = stack.enter_context(path.open("rb"))
+            except FileNotFoundError:
+                return None
+            journals.append(Journal(file, num))
+            _read(path, file, journals[-1], settings)
+        if sum(len(journal.done) for journal in journals) < num:
+            return None
+        with replacing(out) as partial:
+            samples = heapq.merge(*(journal.samples() for journal in journals), key=rank)
+            write_fasta(partial, map(record, samples))
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return sum((journal.refused for journal in journals), Counter())
 
 
 def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -232,19 +278,26 @@ def deliver(options: DesignOptions, model: Backbone, brief: Brief, what: str) ->
 
 
 def _write(options: DesignOptions, out: Path, model: Backbone, brief: Brief, what: str) -> None:
+    shard = parse_shard(options.shard)
     settings = options.settings(model, brief)
+    if shard.num > 1:
+        settings["num"] = brief.num  # shares of other numbers would not make up the whole
     brief.check(model)
     model = options.prepare(model, _rows_at_a_time(brief))
-    with open_journal(out, settings, brief.num) as journal, progress_bar() as progress:
+    own = set(shard.of(range(brief.num)))
+    with open_journal(out, settings, brief.num, shard) as journal, progress_bar() as progress:
         done = journal.done
         if done:
-            logger.info("%s: going on after %d of %d proteins", out, len(done), brief.num)
-        bar = progress.add_task(what, total=brief.num, completed=len(done))
-        for ended in brief.written(model, done, lambda num: progress.advance(bar, num)):
+            logger.info("%s: going on after %d of %d proteins", out, len(done), len(own))
+        bar = progress.add_task(what, total=len(own), completed=len(done))
+        others = set(range(brief.num)) - own
+        for ended in brief.written(model, done | others, lambda num: progress.advance(bar, num)):
             journal.add(ended)
-        with replacing(out) as partial:
-            write_fasta(partial, (_record(options, sample) for sample in journal.samples()))
-        _report(options, brief.num, journal.refused)
+        refused = put_together(out, settings, brief.num, shard, lambda sample: _record(options, sample))
+    if refused is None:
+        logger.info("share %s: %d proteins; the share that ends last writes %s", options.shard, len(own), out)
+    else:
+        _report(options, brief.num, refused)
 
 
 def _record(options: DesignOptions, sample: Sample) -> Record:

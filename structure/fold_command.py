@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from xtrimo.errors import FastaError
 from xtrimo.fasta import read_fasta
+from xtrimo.shards import parse_shard
 from xtrimo.tokens import Unknown
 
 Format = Literal["mmcif", "pdb", "both"]
@@ -38,6 +39,11 @@ class FoldOptions:
     """A letter that is no residue: error stops, x reads it as X, skip leaves out the record."""
     device: str = "cpu"
     """Where to run, such as cuda."""
+    shard: str = "1/1"
+    """I/N: fold the I-th of N shares, for job arrays; the last to finish writes the scores of all."""
+
+    def __post_init__(self) -> None:
+        parse_shard(self.shard)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -53,5 +59,5 @@ def main(args: Sequence[str] | None = None) -> None:
         raise FastaError(f"{options.fasta}: no record is left to fold; correct the letters, or try --unknown x")
     pipeline = load_fold(options.model, lm=options.lm, device=options.device)
     scores = fold_all(pipeline, records, options)
-    mean = sum(each.mean_plddt for each in scores) / len(scores)
+    mean = sum(each.mean_plddt for each in scores) / max(1, len(scores))  # a share may be empty
     print(f"{len(scores)} structures in {options.out}, mean pLDDT {mean:.1f}")

@@ -2,10 +2,12 @@
 
     OUT/NAME.cif, OUT/NAME.pdb   a protein; the letters of its record's name that no file name should have are "_"
     OUT/scores.json              mean pLDDT, pTM, seconds of each, its sequence and the name of its files
+    OUT/scores.2-of-8.json       the same of a job array's second task, until the last task makes scores.json of all
     OUT/settings.json            model, recycles and --pae, which all files of a folder have in common
 
-A protein is finished when its files are there, and scores.json has the record's name and sequence beside their name:
-the same command folds what is left.
+A protein is finished when its files are there, and a table of scores has the record's name and sequence beside their
+name: the same command folds what is left. The shares of an array are of whole batches, so that each protein is computed
+beside the same others, and to the same bits, as by one process.
 """
 
 import fcntl
@@ -14,30 +16,32 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from structure.fold_command import FoldOptions
 from structure.fold_directory import Pipeline
-from structure.folding import check_recycles, iter_folded, num_residues
+from structure.folding import buckets, check_recycles, iter_folded, num_residues
 from structure.prediction import Prediction
 from structure.writers import Scores, read_scores, write_mmcif, write_pdb, write_scores
-from xtrimo.command import counting
-from xtrimo.durable import differences, write_json
+from xtrimo.command import counting, replacing
+from xtrimo.durable import create_json, differences
 from xtrimo.embedding_file import fingerprint_of
 from xtrimo.errors import ConfigError, DataError, XtrimoError
 from xtrimo.fasta import Record
+from xtrimo.shards import WHOLE, Shard, parse_shard
 
 logger = logging.getLogger(__name__)
 
 SCORES, SETTINGS = "scores.json", "settings.json"
+SHARES = "scores.*-of-*.json"
 WRITTEN_EVERY = 10.0
 """Seconds between two writings of the scores: a killed run folds what is newer again."""
 
 
 def fold_all(pipeline: Pipeline, records: Sequence[Record], options: FoldOptions) -> list[Scores]:
-    """Fold what is not finished; the scores of all records, in their order.
+    """Fold what is not finished; the scores of all records, or of this share of them, in their order.
 
     Raises:
         ConfigError: a folder of structures of another model, other recycles, or with errors of pairs and now without.
@@ -49,44 +53,87 @@ def fold_all(pipeline: Pipeline, records: Sequence[Record], options: FoldOptions
         "num_recycles": check_recycles(pipeline, options.num_recycles), "pae": options.pae,
     }  # fmt: skip
     _claim(options.out, settings)
-    with _alone(options.out):
-        return _fold_rest(pipeline, records, options)
+    shard = parse_shard(options.shard)
+    with _alone(options.out, shard):
+        return _fold_rest(pipeline, records, options, shard)
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold a folder: two processes would each write the scores that they know of."""
-    with (out / SETTINGS).open() as file:
+def _alone(out: Path, shard: Shard = WHOLE) -> Iterator[None]:
+    """Hold a folder: two processes would each write the scores that they know of. Shares hold it together."""
+    with (out / SETTINGS).open("r+") as file:  # NFS lets nobody hold alone what is open for reading only
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if shard.num == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
             raise XtrimoError(f"another process folds into {out}; wait for it, or choose another folder") from error
         yield
 
 
-def _fold_rest(pipeline: Pipeline, records: Sequence[Record], options: FoldOptions) -> list[Scores]:
-    path, names = options.out / SCORES, file_names([record.name for record in records])
-    known = {each.file: each for each in (read_scores(path) if path.exists() else ())}
-    table = {name: _finished(record, name, known, options) for name, record in zip(names, records, strict=True)}
-    todo = {name: record for name, record in zip(names, records, strict=True) if table[name] is None}
-    table |= {name: scores for name, scores in known.items() if name not in table}  # of other inputs
-    if len(todo) < len(records):
-        logger.info("%s: %d of %d proteins are finished", options.out, len(records) - len(todo), len(records))
+def _fold_rest(pipeline: Pipeline, records: Sequence[Record], options: FoldOptions, shard: Shard) -> list[Scores]:
+    names = file_names([record.name for record in records])
+    batches = shard.of(buckets([num_residues(record) for record in records]))
+    own = {names[number]: records[number] for number in sorted(number for batch in batches for number in batch)}
+    known = _known(options.out)
+    table = {name: _finished(record, name, known, options) for name, record in own.items()}
+    todo = {name: record for name, record in own.items() if table[name] is None}
+    if shard.num == 1:
+        table |= {name: scores for name, scores in known.items() if name not in table}  # of other inputs
+    if len(todo) < len(own):
+        logger.info("%s: %d of %d proteins are finished", options.out, len(own) - len(todo), len(own))
     for name, record in todo.items():
         if name in known and (known[name].name, known[name].sequence) != (record.name, record.sequence.upper()):
+            if shard.num > 1:
+                raise ConfigError(
+                    f"{options.out} has the files of another protein called {name}, which shares do not replace; choose"
+                    " another folder, or leave out --shard"
+                )
             logger.warning("%s: the files of another protein of this name are replaced", options.out / name)
-    failed = _fold_missing(pipeline, todo, table, options) if todo else {}
+    failed = _fold_missing(pipeline, todo, table, options, shard) if todo else {}
     if failed:
         name, error = next(iter(failed.items()))
         raise XtrimoError(
-            f"{len(failed)} of {len(records)} proteins could not be written, such as {name} ({error}); all others are"
+            f"{len(failed)} of {len(own)} proteins could not be written, such as {name} ({error}); all others are"
             f" in {options.out}"
         )
-    return [scores for name in names if (scores := table[name])]
+    _put_together(dict(zip(names, records, strict=True)), options)
+    return [scores for name in own if (scores := table[name])]
+
+
+def _known(out: Path) -> dict[str, Scores]:
+    """All scores of a folder, by the name of their files."""
+    found: list[list[Scores]] = []
+    for path in [*sorted(out.glob(SHARES)), out / SCORES]:  # a share's vanish once they are in scores.json, read last
+        try:
+            found.append(read_scores(path))
+        except DataError:
+            if path.exists():
+                raise
+    return {each.file: each for table in reversed(found) for each in table}
+
+
+def _put_together(records: Mapping[str, Record], options: FoldOptions) -> None:
+    """Make one table of those of the shares, if all records are in them."""
+    shares = sorted(options.out.glob(SHARES))
+    if not shares:
+        return
+    known = _known(options.out)
+    table = {name: scores for name, record in records.items() if (scores := _finished(record, name, known, options))}
+    if len(table) < len(records):
+        logger.info("%s: %d of %d proteins are finished", options.out, len(table), len(records))
+        return
+    table |= {name: scores for name, scores in known.items() if name not in table}
+    with replacing(options.out / SCORES) as partial:  # of a name that no other task has
+        write_scores([*table.values()], partial)
+    for path in shares:
+        path.unlink(missing_ok=True)
 
 
 def _fold_missing(
-    pipeline: Pipeline, records: Mapping[str, Record], table: dict[str, Scores | None], options: FoldOptions
+    pipeline: Pipeline,
+    records: Mapping[str, Record],
+    table: dict[str, Scores | None],
+    options: FoldOptions,
+    shard: Shard,
 ) -> dict[str, DataError]:
     """Fold records, given by the name of their files, and put their scores into the table and its file.
 
@@ -95,8 +142,10 @@ def _fold_missing(
     """
     failed: dict[str, DataError] = {}
 
+    path = options.out / (SCORES if shard.num == 1 else f"{shard.name_in('scores')}.json")
+
     def save() -> None:
-        write_scores([scores for scores in table.values() if scores], options.out / SCORES)
+        write_scores([scores for scores in table.values() if scores], path)
 
     save()  # without what is now folded again, before its files are others than their scores say
     names, total = list(records), sum(num_residues(record) for record in records.values())
@@ -177,8 +226,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / SETTINGS
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-        return
+        with suppress(FileExistsError):  # by another task of the array, just now
+            create_json(path, settings)
     theirs = json.loads(path.read_text("utf-8"))
     if changed := differences(theirs, settings):
         raise ConfigError(f"{out} holds structures of other settings ({'; '.join(changed)}); choose another folder")

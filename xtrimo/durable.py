@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,22 @@ def write_text(path: Path, text: str) -> None:
     sync(work)
     work.rename(path)
     sync(path.parent)
+
+
+def create_json(path: Path, content: object) -> None:
+    """Write a file that is not there yet; of several processes that try, one does.
+
+    Raises:
+        FileExistsError: it is there now, whole.
+    """
+    work = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        work.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        sync(work)
+        os.link(work, path)
+        sync(path.parent)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: object) -> None:

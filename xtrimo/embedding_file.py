@@ -25,6 +25,7 @@ from xtrimo.embedding import OVERLAP, Long, Pooling, check, iter_embeddings, rea
 from xtrimo.embedding_parts import Part, Parts, cut
 from xtrimo.errors import ConfigError, FastaError, XtrimoError
 from xtrimo.fasta import read_fasta
+from xtrimo.shards import parse_shard
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -77,9 +78,7 @@ class EmbedOptions(FastaOptions):
     """I/N: embed the I-th of N shares, for job arrays; the last to finish writes the file."""
 
     def __post_init__(self) -> None:
-        index, _, num = self.shard.partition("/")
-        if not (index.isdecimal() and num.isdecimal() and 1 <= int(index) <= int(num)):
-            raise ConfigError(f"shard {self.shard!r}: expected I/N with 1 <= I <= N, such as 3/8")
+        parse_shard(self.shard)
         if self.processes < 1 or self.row_tokens is not None and self.row_tokens < 1:
             raise ConfigError(f"processes {self.processes}, row_tokens {self.row_tokens}: each is at least 1")
         if self.processes > 1 and self.device != "cpu":
@@ -213,8 +212,7 @@ def _embed_share(
 ) -> list[Part]:
     """Embed this shard's parts that are missing, and put all together if none is missing then; what was embedded."""
     store.open()
-    index, num = map(int, options.shard.split("/"))
-    work = Work(options, model, store, store.missing(parts[index - 1 :: num]))
+    work = Work(options, model, store, store.missing(parse_shard(options.shard).of(parts)))
     num_residues = sum(part.num_residues for part in work.todo)
     if options.processes > 1 and work.todo:
         _in_processes(work, num_residues, threads)

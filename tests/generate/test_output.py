@@ -266,3 +266,33 @@ def test_external_programs_screen(tmp_path: Path) -> None:
     with pytest.raises(XtrimoError, match="did not run"):
         program("sleep", "9", seconds=0.1)("MKV")
     assert program("false")("MKV") == "refused by false"
+
+
+def test_shares_make_up_the_file_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, sorted and screened together; a share that is repeated writes nothing twice."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    for name, value in environment(folder, "shares.calls", 0).items():
+        monkeypatch.setenv(name, value)
+    flags = command(folder, "one.fasta", "--num", str(NUM), "--score", "hooks_of_test:slow",
+                    "--screen", "hooks_of_test:no_w")[4:]  # fmt: skip
+    sampler.main(flags)
+    scored = (folder / "shares.calls").read_text().splitlines()
+    flags[flags.index("one.fasta")] = "shares.fasta"
+    for share in ("3/3", "1/3", "1/3"):
+        sampler.main([*flags, "--shard", share])
+        assert not Path("shares.fasta").exists() and Path(".shares.fasta.3-of-3.unfinished").exists()
+    with pytest.raises(XtrimoError, match="differs in num"):
+        sampler.main([*flags, "--num", "13", "--shard", "1/3"])
+    sampler.main([*flags, "--shard", "2/3"])
+    assert Path("shares.fasta").read_bytes() == Path("one.fasta").read_bytes()
+    assert not list(folder.glob(".shares.fasta*"))
+    calls = (folder / "shares.calls").read_text().splitlines()
+    assert sorted(calls) == sorted(scored * 2)
+
+
+def test_shares_are_checked() -> None:
+    with pytest.raises(ConfigError, match="shard 1/2 needs an --out"):
+        sampler.GenerateOptions(model="model", shard="1/2")
+    with pytest.raises(ConfigError, match="shard '0/2': expected I/N"):
+        sampler.GenerateOptions(model="model", out=Path("out.fasta"), shard="0/2")

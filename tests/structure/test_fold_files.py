@@ -21,6 +21,7 @@ from tests.structure.models import TRUNKS, model_of
 from xtrimo.chains import read_structure
 from xtrimo.errors import CheckpointError, ConfigError, DataError, FastaError, SequenceError, XtrimoError
 from xtrimo.fasta import Record, write_fasta
+from xtrimo.shards import Shard
 from xtrimo.testing import killed, toy_sequences
 
 RECORDS = [Record(f"P{number}", each) for number, each in enumerate(toy_sequences(7, min_length=8, max_length=24))]
@@ -224,6 +225,45 @@ def test_what_cannot_be_written_stops_no_other(work: Path, monkeypatch: pytest.M
             fold(work / "model", RECORDS)
     folded.clear()
     assert len(run(work, out="other")) == 7 and folded == ["P2"]
+
+
+def test_shares_make_up_what_one_process_writes(work: Path, folded: list[str]) -> None:
+    """In any order, one of them killed and repeated, and one that has nothing to do. Before all have ended, each has
+    scores of its own, and one process would finish the rest."""
+    whole = run(work, out="whole")
+    args = [str(work / "in.fasta"), str(work / "out"), "--model", str(work / "model"), "--shard"]
+    folded.clear()
+    fold_command.main([*args, "3/9"])
+    first = folded.copy()
+    assert not (work / "out" / SCORES).exists() and (work / "out/scores.3-of-9.json").exists() and first
+    assert killed(dying_at(2, 0.0), lambda: fold_command.main([*args, "1/9"]))
+    for index in (9, 1, 2, 4, 5, 6, 7, 8):
+        with fold_files._alone(work / "out", Shard(0, 9)):  # another share is at work
+            fold_command.main([*args, f"{index}/9"])
+    scores = read_scores(work / "out" / SCORES)
+    assert [replace(each, seconds=None) for each in scores] == [replace(each, seconds=None) for each in whole]
+    assert structures(work / "out") == structures(work / "whole")
+    assert len(folded) == len(set(folded)) == len(RECORDS)
+    fold_command.main([*args, "3/9"])  # a task that is queued again
+    assert read_scores(work / "out" / SCORES) == scores and len(folded) == len(RECORDS)
+
+
+def test_one_process_finishes_what_shares_have_begun(work: Path, folded: list[str]) -> None:
+    args = [str(work / "in.fasta"), str(work / "out"), "--model", str(work / "model")]
+    fold_command.main([*args, "--shard", "2/2"])
+    begun = set(folded)
+    folded.clear()
+    assert [each.name for each in run(work)] == [record.name for record in RECORDS]
+    assert begun and set(folded) == {record.name for record in RECORDS} - begun
+    assert structures(work / "out")
+
+
+def test_shares_replace_no_other_protein(work: Path) -> None:
+    run(work)
+    with pytest.raises(ConfigError, match="another protein called P0, which shares do not replace"):
+        run(work, "--shard", "1/1000", records=[Record("P0", "MKVLAGDE")])
+    with pytest.raises(ConfigError, match="shard '3/2': expected I/N"):
+        fold_command.FoldOptions(fasta=work / "in.fasta", out=work / "out", model=work / "model", shard="3/2")
 
 
 def test_one_process_at_a_time(work: Path) -> None:
