@@ -178,7 +178,8 @@ def tune(options: TuningOptions) -> dict[str, Any]:
         raise ConfigError(f"{options.model} does not generate; take a GLM that was trained on gmask or causal")
     rules = [Rule.parse(text) for text in options.tags]
     records = _chosen(options, rules)
-    tags, rare = Tags.found(rules, base.config.control_words, records, options.least)
+    seen = [record for record in records if fact(record, "split") != "test"]
+    tags, rare = Tags.found(rules, base.config.control_words, seen, options.least)
     if rare:
         logger.warning("too rare to be learned (--least %d): %s", options.least, dict(rare.most_common(20)))
     proteins = _proteins(records, tags, base, options)

@@ -1,8 +1,10 @@
 """A generator is tuned on tags: it writes what they ask for, keeps what it was, and survives a kill."""
 
+import importlib
 import json
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from xtrimo import checkpoint
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.fasta import Record, write_fasta
 from xtrimo.model import GLM
-from xtrimo.testing import killed, toy_config, toy_sequences
+from xtrimo.testing import killed, run_distributed, toy_config, toy_sequences
 from xtrimo.tokens import encode_residues
+from xtrimo.training_config import EngineOptions
 
 LETTERS = {"oily": "AVLI", "charged": "DEKR"}
 
@@ -147,6 +150,24 @@ def test_a_killed_run_ends_in_the_same_model(tmp_path: Path, monkeypatch: pytest
     assert (asked.out / "results.json").read_text() == (tmp_path / "unbroken/results.json").read_text()
 
 
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_ranks_that_share_the_weights_learn_the_same(tmp_path: Path) -> None:
+    """Adapters and the rows of new tags, under ZeRO 3."""
+    importlib.import_module("deepspeed")  # once, and not in each rank: they are forks of this process
+    changes = dict(method="lora", steps=4, validate_every=2)
+    tune(options(tmp_path, "alone", **changes))
+    shared = options(tmp_path, "shared", engine=EngineOptions(name="deepspeed", zero=3), **changes)
+    run_distributed(_tuned, 2, shared, timeout=250)
+    ours, theirs = (checkpoint.load(tmp_path / name / "model").state_dict() for name in ("alone", "shared"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, rtol=0, atol=1e-6)
+
+
+def _tuned(rank: int, asked: TuningOptions) -> None:
+    tune(asked)
+
+
 def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     asked = options(tmp_path, "out")
     checkpoint.save(GLM(toy_config(objectives=("mlm",), directions=("forward",))), tmp_path / "mlm")
@@ -160,6 +181,8 @@ def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
         options(tmp_path, "out", replay=tmp_path / "replay.fasta", replay_ratio=0.99)
     with pytest.raises(ConfigError, match="drop_ratio is 1"):
         options(tmp_path, "out", drop_ratio=1.0)
+    with pytest.raises(ConfigError, match="no tag of family is had by 39 proteins"):  # 40 with those of split=test
+        tune(options(tmp_path, "out", least=39))
     write_fasta(tmp_path / "all.fasta", [Record(f"p{i}", "MK", "family=a split=train") for i in range(20)])
     with pytest.raises(DataError, match="20 proteins to train on and 0 to validate on"):
         tune(options(tmp_path, "out", file=tmp_path / "all.fasta"))
