@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 from pretrain.config import ParallelConfig
-from pretrain.hardware import GPU
+from pretrain.hardware import GPU, NODE
 from xtrimo.config import GLMConfig
 
 
@@ -271,8 +271,8 @@ class StepClock:
         if layout.pipeline_degree == 1:
             return 0.0
         inner = layout.tensor_degree * layout.context_degree * self.work.data_degree
-        within = inner * layout.pipeline_degree <= 8
-        speed = (self.gpu.nvlink * 1e9 if within else self.gpu.speed_between(2, 8)) * self.links
+        within = inner * layout.pipeline_degree <= NODE
+        speed = (self.gpu.nvlink * 1e9 if within else self.gpu.speed_between(2, NODE)) * self.links
         split = layout.sequence_parallel or self.work.sends_split
         sends = 2 * layout.virtual_stages * self.work.rows + 2 * (layout.pipeline_degree - 1)
         size = SIZE * self.tokens * self.model.hidden_size / (layout.tensor_degree if split else 1)

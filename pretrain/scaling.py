@@ -128,7 +128,7 @@ def read(config: ScalingConfig) -> list[Curve]:
         CheckpointError: a folder that is no run, or that has held nothing out yet.
         ConfigError: results of a run that was not given, or a folder without any.
     """
-    known = {run.resolve(): {} for run in config.runs}  # type: dict[Path, dict[str, tuple[str, float]]]
+    known: dict[Path, dict[str, tuple[str, float]]] = {run.resolve(): {} for run in config.runs}
     for pair in config.abilities:
         run, equals, folder = pair.partition("=")
         if not equals or Path(run).resolve() not in known:
