@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 
-from heads.proteingym import Assay, Mutation, Variant, write_assay
+from heads.proteingym import Assay, Variant, write_assay
+from xtrimo.mutation import Mutation
 
 RELEASE = "mavenn==1.1.4"
 MEMBER = "mavenn/examples/datasets/{}_data.csv.gz"

@@ -22,9 +22,10 @@ import tyro
 from jaxtyping import Float64
 
 from heads.metrics import METRICS, Items
-from heads.proteingym import Assay, Mutation, read_assay, read_reference
+from heads.proteingym import Assay, read_assay, read_reference
 from heads.zeroshot import SETTINGS
 from xtrimo.intervals import Estimate
+from xtrimo.mutation import Mutation
 
 Scores = Float64[np.ndarray, "variant"]
 

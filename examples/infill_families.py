@@ -14,8 +14,9 @@ the share of the residues that are the true ones, and the bits that the protein 
     3-gram       each letter given the two before it: knows what stands on the left
     consensus    what the family's best HMM finds likeliest in these columns: it has seen the family's training members
 
-Each but the last fills twice: drawn, as the model holds it (temperature 1), and likeliest (temperature 0). Intervals
-are bootstrap over proteins, paired where ways are compared.
+Each but the last fills twice: drawn, as the model holds it (temperature 1, or --temperature), and likeliest
+(temperature 0). A model that was tuned on families reads the tag of each in front of its protein with --tag family.
+Intervals are bootstrap over proteins, paired where ways are compared.
 """
 
 import logging
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
 
 LENGTH = 20
 ROUNDS = 10  # of mlm: two residues in each
-MOODS = {"drawn": 1.0, "likeliest": 0.0}
-"""Temperatures."""
-MODEL_WAYS: tuple[Literal["smask", "mlm"], ...] = ("smask", "mlm")
+MOODS = ("drawn", "likeliest")
+ModelWay = Literal["smask", "mlm"]
+MODEL_WAYS: tuple[ModelWay, ...] = ("smask", "mlm")
 FLOORS = ("composition", "3-gram")
 WAYS = (*MODEL_WAYS, *FLOORS, "consensus")
 
@@ -67,6 +68,8 @@ class Span(NamedTuple):
     family: str
     start: int
     """Of the first one, counted from 0."""
+    tag: str = ""
+    """The name of a tag that says the family to the model; empty for none."""
 
     @property
     def truth(self) -> str:
@@ -75,10 +78,10 @@ class Span(NamedTuple):
 
     @property
     def prompt(self) -> Prompt:
-        """What is around them."""
+        """What is around them, the tag in front."""
         ends = self.protein.sequence[: self.start], self.protein.sequence[self.start + LENGTH :]
         before, after = ([Fixed(end)] if end else [] for end in ends)
-        return Prompt((*before, Gap(LENGTH, LENGTH), *after))
+        return Prompt((*before, Gap(LENGTH, LENGTH), *after), ((self.tag, self.family),) if self.tag else ())
 
     def filled(self, residues: str) -> str:
         """The whole protein with other residues there."""
@@ -129,7 +132,7 @@ def _columns(alignment: Any) -> dict[int, int]:
     return columns
 
 
-def choose_spans(members: Sequence[Record], hmms: Sequence[Any], num: int, seed: int) -> list[Span]:
+def choose_spans(members: Sequence[Record], hmms: Sequence[Any], num: int, seed: int, tag: str = "") -> list[Span]:
     """One span each in `num` members, both drawn evenly; members and places that offer none are passed over.
 
     Raises:
@@ -146,7 +149,7 @@ def choose_spans(members: Sequence[Record], hmms: Sequence[Any], num: int, seed:
             at for at in range(first, end - LENGTH + 1) if set(member.sequence[at : at + LENGTH]) <= set(AMINO_ACIDS)
         ]
         if fits:
-            spans.append(Span(member, family, int(rng.choice(fits))))
+            spans.append(Span(member, family, int(rng.choice(fits)), tag))
         if len(spans) == num:
             return spans
     raise DataError(f"{len(spans)} members have a span of {LENGTH} residues in an HMM's envelope; asked for {num}")
@@ -227,11 +230,11 @@ def family_bits(spans: Sequence[Span], hmms: Sequence[Any], sequences: Sequence[
     return bits
 
 
-def by_model(model: Backbone, by: Literal["smask", "mlm"], spans: Sequence[Span], mood: str, seed: int) -> list[str]:
+def by_model(model: Backbone, by: ModelWay, spans: Sequence[Span], mood: str, options: "Options") -> list[str]:
     """What the model writes there; by mlm, what is drawn in random order, and the likeliest the surest first."""
     samples = infill(
-        model, [span.prompt for span in spans], by=by, temperature=MOODS[mood], top_p=1.0, seed=seed, rounds=ROUNDS,
-        order="random" if mood == "drawn" else "confidence",
+        model, [span.prompt for span in spans], by=by, temperature=options.temperatures[mood], top_p=1.0,
+        seed=options.seed, rounds=ROUNDS, order="random" if mood == "drawn" else "confidence",
     )  # fmt: skip
     return [sample.sequence[span.start : span.start + LENGTH] for sample, span in zip(samples, spans, strict=True)]
 
@@ -244,18 +247,38 @@ def sample_letters(sample: Sequence[str]) -> Float64[np.ndarray, "letter"]:
 
 
 def fill_all(
-    model: Backbone, spans: Sequence[Span], hmms: Sequence[Any], sample: Sequence[str], seed: int
+    model: Backbone, spans: Sequence[Span], hmms: Sequence[Any], sample: Sequence[str], options: "Options"
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Way, mood and the residues of each span."""
     shares, table = sample_letters(sample), trigram_table(sample)
-    for mood, temperature in MOODS.items():
-        rng = np.random.default_rng(seed)
+    for mood, temperature in options.temperatures.items():
+        rng = np.random.default_rng(options.seed)
         yield "composition", mood, [by_composition(shares, temperature, rng) for _ in spans]
         yield "3-gram", mood, [by_trigrams(span, table, temperature, rng) for span in spans]
-        for by in MODEL_WAYS:
+        for by in options.by:
             logger.info("filling by %s, %s", by, mood)
-            yield by, mood, by_model(model, by, spans, mood, seed)
+            yield by, mood, by_model(model, by, spans, mood, options)
     yield "consensus", "likeliest", [consensus(span, [hmms[i] for i in of_family(hmms, span.family)]) for span in spans]
+
+
+def judged_fills(model: Backbone, options: "Options") -> tuple[list[Span], list[Filling]]:
+    """The spans, and what each way made of them.
+
+    Raises:
+        DataError: as choose_spans.
+        FastaError, SequenceError: a file of `options.data` that cannot be read.
+    """
+    hmms = read_hmms(options.data / "families.hmm.gz")
+    records = (r for r in read_fasta(options.data / "families.fasta.gz", unknown="skip") if fact(r, "split") == "test")
+    members = [r for r in records if not options.families or fact(r, "family") in options.families]
+    spans = choose_spans(members, hmms, options.spans, options.seed, options.tag)
+    sample = [record.sequence for record in read_fasta(options.data / "sample.fasta.gz", unknown="skip")]
+    bits = partial(family_bits, spans, hmms)
+    true_bits = bits([span.protein.sequence for span in spans])
+    return spans, [
+        judged(way, mood, spans, fills, true_bits - bits([s.filled(f) for s, f in zip(spans, fills, strict=True)]))
+        for way, mood, fills in fill_all(model, spans, hmms, sample, options)
+    ]
 
 
 def differences(fillings: Sequence[Filling]) -> list[Sequence[str]]:
@@ -280,7 +303,7 @@ def difference(one: Filling, other: Filling) -> tuple[Estimate, Estimate]:
 def picture(fillings: Sequence[Filling]) -> "Figure":
     """Two panels of bars; what is drawn beside the likeliest."""
     figure, panels = figures.blank(9.5, 3.6, columns=2)
-    ways = [way for way in WAYS if any(filling.way == way for filling in fillings)]
+    ways = sorted({filling.way for filling in fillings}, key=WAYS.index)
     for axes, name, label in zip(panels, ("identity", "loss"), ("true residues, %", "bits lost"), strict=True):
         for number, mood in enumerate(MOODS):
             for filling in fillings:
@@ -300,34 +323,33 @@ def picture(fillings: Sequence[Filling]) -> "Figure":
     return figure
 
 
-def report(fillings: Sequence[Filling], spans: Sequence[Span], options: "Options") -> str:
-    """The page."""
+def report(fillings: Sequence[Filling], spans: Sequence[Span], options: "Options") -> list[Section]:
+    """Of the page; writes its picture."""
     of = {(filling.way, filling.mood): filling for filling in fillings}
     table: list[Sequence[str]] = [
         ("way", *(f"{what}, {mood}" for mood in MOODS for what in ("identity %", "bits lost")))
     ]
-    for way in WAYS:
+    for way in sorted({filling.way for filling in fillings}, key=WAYS.index):
         found = [of.get((way, mood)) for mood in MOODS]
-        table.append(
-            (way, *(str(x) if x else "" for f in found for x in ((f.identity, f.loss) if f else (None, None))))
-        )
-    families = len({span.family for span in spans})
+        table.append((way, *(cell for f in found for cell in ((str(f.identity), str(f.loss)) if f else ("", "")))))
+    rounds = f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
+    rounds = rounds if "mlm" in options.by else ""
+    tagged = f", <{options.tag}=..> in front" if options.tag else ""
     text = (
-        f"{len(spans)} spans of {LENGTH} residues, each in another held-out member, of {families} families, drawn with"
-        f" seed {options.seed} inside of the HMM's envelope; model {options.model}. identity: the share of the residues"
-        " that are the true ones. bits lost: of the whole protein under its family's HMMs. drawn: temperature 1;"
-        f" likeliest: temperature 0. mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
-        " In brackets 95 % bootstrap intervals over proteins; members of a family are alike, so they hold for these"
-        " families."
+        f"{len(spans)} spans of {LENGTH} residues, each in another held-out member, of"
+        f" {len({span.family for span in spans})} families, by seed {options.seed} inside of the HMM's envelope; model"
+        f" {options.model}{tagged}. identity: the share of the residues that are the true ones. bits lost: of the whole"
+        f" protein under its family's HMMs. drawn: the model at temperature {options.temperature:g}, floors by their"
+        f" shares; likeliest: temperature 0.{rounds} In brackets 95 % bootstrap intervals over proteins; members of a"
+        " family are alike, so they hold for these families."
     )
-    image = ("identity and bits lost", options.out / "infilling.png")
-    sections = [
+    image = ("identity and bits lost", figures.save(picture(fillings), options.out / "infilling.png"))
+    return [
         Section(title="Infilling of held-out family members", text=text, table=table, images=[image]),
         Section(
             title="Differences on the same spans", text="Paired; of bits, fewer is better.", table=differences(fillings)
         ),
     ]
-    return to_markdown(sections, options.out)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -342,8 +364,21 @@ class Options:
     """Folder for infilling.md and infilling.png."""
     spans: int = 300
     """How many proteins."""
+    families: tuple[str, ...] = ()
+    """Members of these alone; of all by default."""
+    tag: str = ""
+    """Name of a tag that the model was tuned on, such as family: <family=NAME> is put in front of each protein."""
+    by: tuple[ModelWay, ...] = MODEL_WAYS
+    """Ways of the model's that are judged."""
+    temperature: float = 1.0
+    """Of what the model draws."""
     seed: int = 0
     """Of the spans and of what is drawn."""
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Of MOODS."""
+        return dict(zip(MOODS, (self.temperature, 0.0), strict=True))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -352,19 +387,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     options = tyro.cli(Options, args=args)
     configure()
-    hmms = read_hmms(options.data / "families.hmm.gz")
-    members = [r for r in read_fasta(options.data / "families.fasta.gz", unknown="skip") if fact(r, "split") == "test"]
-    spans = choose_spans(members, hmms, options.spans, options.seed)
-    sample = [record.sequence for record in read_fasta(options.data / "sample.fasta.gz", unknown="skip")]
-    bits = partial(family_bits, spans, hmms)
-    true_bits = bits([span.protein.sequence for span in spans])
-    fillings = [
-        judged(way, mood, spans, fills, true_bits - bits([s.filled(f) for s, f in zip(spans, fills, strict=True)]))
-        for way, mood, fills in fill_all(load(options.model), spans, hmms, sample, options.seed)
-    ]
+    spans, fillings = judged_fills(load(options.model), options)
     options.out.mkdir(parents=True, exist_ok=True)
-    figures.save(picture(fillings), options.out / "infilling.png")
-    text = report(fillings, spans, options)
+    text = to_markdown(report(fillings, spans, options), options.out)
     (options.out / "infilling.md").write_text(text)
     print(text)
     return 0

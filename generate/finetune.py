@@ -10,9 +10,8 @@ The embedding of a new tag begins as pretraining left its row, which no text eve
 nothing else of the embedding is.
 """
 
-import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +26,23 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from generate.members import fact
 from generate.tags import Rule, Tags
-from generate.tuning import Mix, Subject, held_out, loss, mean_nats, room
+from generate.tuning import (
+    Mix,
+    Subject,
+    few,
+    fingerprint_of,
+    held_out,
+    is_held_out,
+    judged,
+    load_generator,
+    loss,
+    mean_nats,
+    read_replay,
+    room,
+)
 from xtrimo import checkpoint
 from xtrimo.adaptation import adapt, merge
-from xtrimo.command import ModelOptions
+from xtrimo.answer import give
 from xtrimo.durable import write_json
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError, DataError
@@ -48,7 +60,6 @@ RATES = {"lora": 1e-3, "full": 3e-4}
 FREE = ("out", "file", "replay", "device", "engine")
 """Options that change how a result is reached, or are told by what they hold."""
 SAVE_EVERY = 100  # steps
-_HELD_OUT = 20  # one in so many proteins, where headers do not say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,16 +148,6 @@ class Proteins:
     left_out: dict[str, int]
     """How many, by why."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Of all that is learned from."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (self.train, self.valid, self.replay, self.replay_valid):
-            for subject in part:
-                digest.update(subject.tags.tobytes() + b"/" + subject.residues.tobytes() + b"\n")
-            digest.update(b"=")
-        return digest.hexdigest()
-
 
 def main(args: Sequence[str] | None = None) -> None:
     """The verb `xtrimo finetune-generator`."""
@@ -156,9 +157,11 @@ def main(args: Sequence[str] | None = None) -> None:
         results = tune(options)
     if rank == 0:
         tagged, untagged = results["tagged"]["after"], results["tagged"]["after, without tags"]
-        for name in tagged:
-            print(f"held-out nats, {name}: {_shown(tagged[name])} with tags, {_shown(untagged[name])} without")
-        print(f"{options.out / 'model'}: {' '.join(results['tags'])}")
+        lines = [
+            f"held-out nats, {name}: {_shown(tagged[name])} with tags, {_shown(untagged[name])} without"
+            for name in tagged
+        ]
+        give(results, "\n".join((*lines, f"{options.out / 'model'}: {' '.join(results['tags'])}")))
 
 
 def _shown(figure: dict[str, float]) -> str:
@@ -173,9 +176,7 @@ def tune(options: TuningOptions) -> dict[str, Any]:
             refuse.
         DataError, FastaError, SequenceError: nothing to train or validate on, or files that cannot be read.
     """
-    base = ModelOptions(model=options.model, precision="fp32", device=options.device).load()
-    if not isinstance(base, GLM) or base.config.prompt_style == "none":
-        raise ConfigError(f"{options.model} does not generate; take a GLM that was trained on gmask or causal")
+    base = load_generator(options.model, options.device)
     rules = [Rule.parse(text) for text in options.tags]
     records = _chosen(options, rules)
     seen = [record for record in records if fact(record, "split") != "test"]
@@ -186,7 +187,7 @@ def tune(options: TuningOptions) -> dict[str, Any]:
     settings = _settings(options, tags, proteins, fingerprint(base))
     if finished := claim(options.out, settings):
         return finished
-    before = {"tagged": _judged(base, _untagged(proteins.valid)), "replay": _judged(base, proteins.replay_valid)}
+    before = {"tagged": _figures(base, _untagged(proteins.valid)), "replay": _figures(base, proteins.replay_valid)}
     model, mix = _prepared(base, tags, proteins, options)
     objective = "gmask" if "gmask" in model.config.objectives else "causal"
     examples = held_out(proteins.valid, objective, model.config, seed=0)
@@ -201,10 +202,10 @@ def tune(options: TuningOptions) -> dict[str, Any]:
         "tags": list(tags.added), "num_train": len(proteins.train), "num_valid": len(proteins.valid),
         "num_replay": len(proteins.replay), "left_out": proteins.left_out, "best_step": progress.best_step,
         "tagged": {
-            "before": before["tagged"], "after": _judged(model, proteins.valid),
-            "after, without tags": _judged(model, _untagged(proteins.valid)),
+            "before": before["tagged"], "after": _figures(model, proteins.valid),
+            "after, without tags": _figures(model, _untagged(proteins.valid)),
         },
-        "replay": {"before": before["replay"], "after": _judged(model, proteins.replay_valid)},
+        "replay": {"before": before["replay"], "after": _figures(model, proteins.replay_valid)},
     }  # fmt: skip
     write_json(options.out / RESULTS, results)
     return results
@@ -233,7 +234,7 @@ def _proteins(records: Sequence[Record], tags: Tags, base: GLM, options: TuningO
     has_splits = any(fact(record, "split") for record in records)
     train, valid = list[Subject](), list[Subject]()
     for record in records:
-        split = fact(record, "split") if has_splits else ("valid" if _is_drawn(record) else "train")
+        split = fact(record, "split") if has_splits else ("valid" if is_held_out(record) else "train")
         subject = Subject(encode_residues(record.sequence, name=record.name), tags.ids(record))
         reasons = (split == "test", len(subject.residues) > most, not len(subject.tags))
         if any(reasons):
@@ -245,26 +246,12 @@ def _proteins(records: Sequence[Record], tags: Tags, base: GLM, options: TuningO
             f"{options.file}: {len(train)} proteins to train on and {len(valid)} to validate on, left out {left_out};"
             " expected some of each"
         )
-    replay, replay_valid = list[Subject](), list[Subject]()
-    for record in read_fasta(options.replay, unknown="skip") if options.replay else ():
-        if len(record.sequence) <= most:
-            (replay_valid if _is_drawn(record) else replay).append(Subject(encode_residues(record.sequence)))
+    replay, replay_valid = read_replay(options.replay, most, options.valid_proteins)
     logger.info("%d proteins to train on, %d to validate; left out: %s", len(train), len(valid), left_out)
-    few = options.valid_proteins
     return Proteins(
-        train=train, valid=_few(valid, few), replay=replay, replay_valid=_few(replay_valid, few), left_out=left_out
-    )
-
-
-def _is_drawn(record: Record) -> bool:
-    """One in so many proteins, the same whatever the others."""
-    return hashlib.blake2b(record.sequence.encode(), digest_size=8).digest()[0] % _HELD_OUT == 0
-
-
-def _few(subjects: Sequence[Subject], num: int) -> list[Subject]:
-    """At most so many, drawn by seed 0."""
-    drawn = np.random.default_rng(0).permutation(len(subjects))[:num]
-    return [subjects[i] for i in sorted(drawn.tolist())]
+        train=train, valid=few(valid, options.valid_proteins), replay=replay, replay_valid=replay_valid,
+        left_out=left_out,
+    )  # fmt: skip
 
 
 def _untagged(subjects: Sequence[Subject]) -> list[Subject]:
@@ -274,7 +261,8 @@ def _untagged(subjects: Sequence[Subject]) -> list[Subject]:
 def _settings(options: TuningOptions, tags: Tags, proteins: Proteins, model_hash: str) -> dict[str, Any]:
     """All that decides the result, as JSON has it."""
     asked = {name: value for name, value in asdict(options).items() if name not in FREE}
-    own = {"control_words": tags.control_words, "model_hash": model_hash, "data_hash": proteins.fingerprint}
+    data_hash = fingerprint_of(proteins.train, proteins.valid, proteins.replay, proteins.replay_valid)
+    own = {"control_words": tags.control_words, "model_hash": model_hash, "data_hash": data_hash}
     return {**asked, **own}
 
 
@@ -317,11 +305,6 @@ def _finish(model: GLM, options: TuningOptions) -> None:
     checkpoint.save(model, options.out / "model", notes=notes)
 
 
-def _judged(model: GLM, subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:
-    """Held-out nats of each objective, the same examples at every call."""
-    return dict(_figures(model.eval(), subjects)) if subjects else {}
-
-
-def _figures(model: GLM, subjects: Sequence[Subject]) -> Iterator[tuple[str, dict[str, float]]]:
-    for objective in model.config.objectives:
-        yield objective, asdict(mean_nats(model, held_out(subjects, objective, model.config, seed=0)))
+def _figures(model: GLM, subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:
+    """`judged`, as JSON has it."""
+    return {name: asdict(nats) for name, nats in judged(model, subjects).items()}

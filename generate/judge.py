@@ -23,6 +23,7 @@ from generate.hooks import Hooks, find_function
 from generate.judge_report import Judgement, told, write_judgement
 from generate.measures import GENERATED, GROUPS, HELD_OUT, MEASURES, Case, Finding
 from generate.members import Real, read_real, read_thresholds
+from xtrimo.answer import give
 from xtrimo.backbone import Backbone
 from xtrimo.errors import ConfigError, DataError, FastaError, XtrimoError
 from xtrimo.fasta import Record, parse_fasta
@@ -183,10 +184,10 @@ def _methods(options: JudgeOptions, case: Case, models: Mapping[str, Backbone]) 
 
 def main(args: Sequence[str] | None = None) -> None:
     """`xtrimo judge`."""
-    import tyro
-
     for package in ("matplotlib", "pyhmmer", "scipy"):  # what is missing is told now, not after minutes
         importlib.import_module(package)
+    import tyro
+
     options = tyro.cli(JudgeOptions, prog="xtrimo judge", args=args)
     out = options.out or options.fasta.with_name(f"{options.fasta.name}.judge")
     if out.exists() and not out.is_dir():
@@ -198,4 +199,4 @@ def main(args: Sequence[str] | None = None) -> None:
         raise XtrimoError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
     member = judgement.finding("member")
     members = f", members of {judgement.family}: {told(member)}" if member else ""
-    print(f"{len(judgement.sets[GENERATED])} proteins{members}; {files[0]}")
+    give(judgement.to_dict(), f"{len(judgement.sets[GENERATED])} proteins{members}; {files[0]}")

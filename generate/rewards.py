@@ -7,8 +7,8 @@ others. A head's prediction or a structure's confidence comes as a function of t
 
 A reward that is learned from as it is teaches its side effects first: longer proteins, more of one letter, whatever
 varies most between prompts. The lesson of learning from people's preferences (ChatGLM-RLHF, Hou et al. 2024,
-arXiv:2404.00934) is to take these out: `shaped` subtracts what length and composition say of the reward, brings each
-prompt to mean 0 and deviation 1, and cuts what is far out.
+arXiv:2404.00934) is to take these out: `shaped` brings each prompt to mean 0 and deviation 1, subtracts what length and
+composition say of that, and cuts what is far out.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,7 +86,7 @@ class Shaping:
             raise ConfigError(f"clip {self.clip} and ridge {self.ridge} must not be negative")
 
     def shaped(self, values: Values, proteins: Sequence[str], prompts: Sequence[object]) -> Values:
-        """Rewards of mean 0 and deviation 1 within each prompt.
+        """Rewards of mean 0 within each prompt, in its deviations; 0 where all of a prompt are worth the same.
 
         Args:
             values: raw; NaN counts as the lowest of its prompt, or 0 where there is no other.
@@ -99,28 +99,33 @@ class Shaping:
             raise ConfigError(f"{len(values)} values, {len(proteins)} proteins and {len(prompts)} prompts; one each")
         groups = [np.array([i for i, p in enumerate(prompts) if p == prompt]) for prompt in dict.fromkeys(prompts)]
         out = values.astype(np.float64)
+        differing = []
         for group in groups:
             known = out[group][~np.isnan(out[group])]
             out[group] = np.where(np.isnan(out[group]), known.min() if len(known) else 0.0, out[group])
-        if self.debias:
-            out = out - predicted(out, proteins, groups, self.ridge)
-        for group in groups:
             out[group] -= out[group].mean()
             deviation = out[group].std()
             out[group] = out[group] / deviation if deviation > _FLOOR else 0.0
+            differing += [group] if deviation > _FLOOR else []
+        if self.debias and differing:  # and no deviation 1 after it: what is left of next to nothing must not grow
+            out = out - predicted(out, proteins, differing, self.ridge)
         return np.clip(out, -self.clip, self.clip) if self.clip else out
 
 
 def predicted(values: Values, proteins: Sequence[str], groups: Sequence[np.ndarray], ridge: float) -> Values:
-    """What length and composition say of the values, by ridge regression within the groups; 0 on each one's average."""
+    """What length and composition say of the values, by ridge regression within the groups; 0 on the average of each,
+    and outside of all."""
     columns = [np.log([len(protein) for protein in proteins])]
     columns += [np.array([protein.count(letter) / len(protein) for protein in proteins]) for letter in AMINO_ACIDS]
     x, y = np.stack(columns, axis=1), values.copy()
     for group in groups:
         x[group] -= x[group].mean(axis=0)
         y[group] -= y[group].mean()
+    known = np.concatenate(groups)
+    x, y = x[known], y[known]
     deviations = x.std(axis=0)
     x = x / np.where(deviations > _FLOOR, deviations, 1.0)
-    slopes = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]) + _FLOOR * np.eye(x.shape[1]), x.T @ y)
-    found: Values = x @ slopes
+    slopes = np.linalg.solve(x.T @ x + (ridge + _FLOOR) * np.eye(x.shape[1]), x.T @ y)
+    found: Values = np.zeros(len(values))
+    found[known] = x @ slopes
     return found

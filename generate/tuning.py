@@ -7,26 +7,34 @@ is true whatever a tag says, which guidance needs, and to be asked for fewer tag
 A share of each batch is untagged proteins like those of pretraining (replay): else a model forgets what it knew.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor, nn
 
 from xtrimo import batch
 from xtrimo.attention import within
+from xtrimo.command import ModelOptions
 from xtrimo.config import GLMConfig
+from xtrimo.errors import ConfigError
+from xtrimo.fasta import Record, read_fasta
 from xtrimo.intervals import Estimate, bootstrap_ratio
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example, tagged
 from xtrimo.packing import pack
+from xtrimo.tokens import encode_residues
 
 SHARES = {"mlm": 0.2, "gmask": 0.6, "smask": 0.2, "causal": 0.6}
 """Of the examples, as in pretraining; of a model that has fewer objectives, they share alike."""
 _TAGGED, _REPLAY = 0, 1  # random streams
+_HELD_OUT = 20  # one in so many proteins, where headers do not say
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,17 +74,8 @@ class Mix:
         return [
             self.example(subjects[place], np.random.default_rng([self.seed, stream, step, i]))
             for stream, subjects, num in parts
-            for i, place in enumerate(self._places(stream, len(subjects), step * num, num))
+            for i, place in enumerate(in_epochs([self.seed, stream], len(subjects), step * num, num))
         ]
-
-    def _places(self, stream: int, num_subjects: int, first: int, num: int) -> list[int]:
-        """Which subjects come first, first + 1, ... in an endless row of shuffled epochs."""
-        places: list[int] = []
-        while len(places) < num:
-            epoch, at = divmod(first + len(places), num_subjects)
-            order = np.random.default_rng([self.seed, stream, epoch]).permutation(num_subjects)
-            places += order[at : at + num - len(places)].tolist()
-        return places
 
     def example(self, subject: Subject, rng: np.random.Generator) -> Example:
         """One example of a protein."""
@@ -87,6 +86,16 @@ class Mix:
         return example if rng.random() < self.drop_ratio else tagged(example, subject.tags[kept])
 
 
+def in_epochs(seed: Sequence[int], num_items: int, first: int, num: int) -> list[int]:
+    """Which items come first, first + 1, ... in an endless row of shuffled epochs."""
+    places: list[int] = []
+    while len(places) < num:
+        epoch, at = divmod(first + len(places), num_items)
+        order = np.random.default_rng([*seed, epoch]).permutation(num_items)
+        places += order[at : at + num - len(places)].tolist()
+    return places
+
+
 def room(config: GLMConfig, num_tags: int) -> int:
     """The most residues that a row of the model holds under every objective, with so many tags."""
     lengths = np.arange(1, config.max_length + 1)
@@ -94,18 +103,44 @@ def room(config: GLMConfig, num_tags: int) -> int:
     return int((sizes + num_tags <= config.max_length).sum())
 
 
-def loss(module: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, float]:
-    """The sum of the weighted nats and their weight, as in pretraining: an example counts by its tokens."""
+class Asked(NamedTuple):
+    """What a model says where examples ask, and what was asked there; all as long as there are labels."""
+
+    logits: Float[Tensor, "label vocab"]
+    """With a gradient."""
+    tokens: Int[Tensor, "label"]
+    """Read there."""
+    labels: Int[Tensor, "label"]
+    weights: Float[Tensor, "label"]
+    """As in pretraining: those of an example add up to its number of tokens."""
+    owners: Int[Tensor, "label"]
+    """Place of the example among the examples."""
+
+    @property
+    def nats(self) -> Float[Tensor, "label"]:
+        """-log of the chance of each label, among the whole vocabulary."""
+        return F.cross_entropy(self.logits.float(), self.labels, reduction="none")
+
+
+def asked(module: nn.Module, examples: Sequence[Example]) -> Asked:
+    """Read the examples in one packed row."""
     assert isinstance(module, GLM)
     row = pack(examples)
-    tokens, positions, labels = (
-        torch.from_numpy(part).to(module.device) for part in (row.tokens, row.positions, row.labels)
-    )
-    asked = torch.from_numpy(np.flatnonzero(row.weights)).to(module.device)
+    owners = np.repeat(np.arange(len(examples)), [len(example.tokens) for example in examples])
+    places = np.flatnonzero(row.labels != IGNORE)
+    tokens, positions = (torch.from_numpy(part).to(module.device) for part in (row.tokens, row.positions))
     (hidden,) = module.hidden(tokens, positions, within(torch.from_numpy(row.segments)))
-    nats = F.cross_entropy(module.logits(hidden[asked]).float(), labels[asked], reduction="none")
-    weights = torch.from_numpy(row.weights).to(module.device)[asked]
-    return (weights * nats).sum(), float(weights.sum())
+    labels, weights, owners_there = (
+        torch.from_numpy(part[places]).to(module.device) for part in (row.labels, row.weights, owners)
+    )
+    there = torch.from_numpy(places).to(module.device)
+    return Asked(module.logits(hidden[there]), tokens[there], labels, weights, owners_there)
+
+
+def loss(module: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, float]:
+    """The sum of the weighted nats and their weight, as in pretraining: an example counts by its tokens."""
+    said = asked(module, examples)
+    return (said.weights * said.nats).sum(), float(said.weights.sum())
 
 
 @torch.inference_mode()
@@ -132,3 +167,56 @@ def held_out(subjects: Sequence[Subject], objective: str, config: GLMConfig, see
 def _drawn(subject: Subject, objective: str, rng: np.random.Generator, config: GLMConfig) -> Example:
     reverse_ratio = config.directions.count("reverse") / len(config.directions)
     return make_example(Fragment(subject.residues), objective, rng, ObjectiveConfig(reverse_ratio=reverse_ratio))
+
+
+def load_generator(model: str, device: str) -> GLM:
+    """A model to be trained, in fp32.
+
+    Raises:
+        ConfigError: it does not generate.
+    """
+    found = ModelOptions(model=model, precision="fp32", device=device).load()
+    if not isinstance(found, GLM) or found.config.prompt_style == "none":
+        raise ConfigError(f"{model} does not generate; take a GLM that was trained on gmask or causal")
+    return found
+
+
+def judged(model: GLM, subjects: Sequence[Subject]) -> dict[str, Estimate]:
+    """Nats of each objective on some proteins, the same examples at every call; nothing for none."""
+    if not subjects:
+        return {}
+    model.eval()
+    return {
+        objective: mean_nats(model, held_out(subjects, objective, model.config, seed=0))
+        for objective in model.config.objectives
+    }
+
+
+def fingerprint_of(*groups: Sequence[Subject]) -> str:
+    """Of proteins and their tags, group by group."""
+    digest = hashlib.blake2b(digest_size=16)
+    for subjects in groups:
+        for subject in subjects:
+            digest.update(subject.tags.tobytes() + b"/" + subject.residues.tobytes() + b"\n")
+        digest.update(b"=")
+    return digest.hexdigest()
+
+
+def read_replay(file: Path | None, most: int, num_valid: int) -> tuple[list[Subject], list[Subject]]:
+    """Untagged proteins of at most `most` residues: to train on, and of those held out at most `num_valid`."""
+    train, valid = list[Subject](), list[Subject]()
+    for record in read_fasta(file, unknown="skip") if file else ():
+        if len(record.sequence) <= most:
+            (valid if is_held_out(record) else train).append(Subject(encode_residues(record.sequence)))
+    return train, few(valid, num_valid)
+
+
+def is_held_out(record: Record) -> bool:
+    """One in so many proteins, the same whatever the others."""
+    return hashlib.blake2b(record.sequence.encode(), digest_size=8).digest()[0] % _HELD_OUT == 0
+
+
+def few(subjects: Sequence[Subject], num: int) -> list[Subject]:
+    """At most so many, drawn by seed 0."""
+    drawn = np.random.default_rng(0).permutation(len(subjects))[:num]
+    return [subjects[i] for i in sorted(drawn.tolist())]

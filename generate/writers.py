@@ -62,6 +62,8 @@ class PromptedWriter:
         stretch = stretch_of(pieces, rng, _spare(prompt, max_length))
         if not self.prefix and not len(stretch.demanded):  # a protein has a residue
             stretch = Stretch(stretch.further[None], stretch.further, stretch.longest)
+        if len(self.prefix) == max_length:  # no room: it can but end
+            stretch = Stretch(stretch.demanded, stretch.further, 0)
         longest = max_length if stretch.longest is None else min(max_length, len(self.prefix) + stretch.longest)
         self._course = Course((stretch,), Budget(limits, self.prefix, stretch.demanded, longest))
         self.residues = letters_of(self.prefix)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 
 from heads import composition, local_statistics, neighbours, one_hot
 from heads.answers import Predictions
+from heads.predictor import pairs_of
 from heads.rows import Dataset, Row
 from heads.tasks import Level
 from xtrimo.errors import ConfigError
@@ -27,6 +28,8 @@ class Baseline:
 
     summary: str
     levels: tuple[Level, ...]
+    prefers: bool = False
+    """Whether it can say which of two proteins is better."""
     predict: Callable[[Dataset], tuple[Float[np.ndarray, "item *class"], str]]
     """From a data set to what is said of its test rows, and a note on how."""
 
@@ -35,6 +38,7 @@ BASELINES = {
     "composition": Baseline(
         summary="amino-acid and dipeptide composition and length, linear",
         levels=OF_PROTEINS,
+        prefers=True,
         predict=composition.predict,
     ),
     "nearest": Baseline(summary="most alike training proteins", levels=OF_PROTEINS, predict=neighbours.predict),
@@ -66,7 +70,9 @@ class Answer:
 
 def for_task(dataset: Dataset) -> list[str]:
     """The names of the floors of a task."""
-    return [name for name, baseline in BASELINES.items() if dataset.task.level in baseline.levels]
+    which = dataset.task
+    fitting = {name: baseline for name, baseline in BASELINES.items() if which.level in baseline.levels}
+    return [name for name, baseline in fitting.items() if baseline.prefers or which.target != "preference"]
 
 
 def run(
@@ -101,6 +107,7 @@ def run(
         truth=np.concatenate([np.ravel(row.label) for row in thinned.test]),
         prediction=prediction,
         length=np.array([len(row.sequence) for row in thinned.test]),
+        pairs=pairs_of(dataset.task, thinned.test),
     )
     fitted = f"fitted on {len(thinned.train) + len(thinned.valid):,} rows, {len(rows):,} test rows"
     return Answer(predictions=predictions, rows=rows, note=f"{note}; {fitted}")

@@ -24,6 +24,7 @@ from heads.rows import read
 from heads.tasks import TASKS, Task, task
 from xtrimo import checkpoint
 from xtrimo.adaptation import Method
+from xtrimo.answer import give
 from xtrimo.command import replacing
 from xtrimo.errors import XtrimoError
 from xtrimo.intervals import Estimate
@@ -98,6 +99,11 @@ class Line:
     """Model over twin, on the same rows."""
     floors: dict[str, Estimate]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its figures by name."""
+        facts = {name: getattr(self, name) for name in ("way", "num_test", "model", "twin", "gain", "floors")}
+        return {"task": self.task.name, "metric": self.task.metric, **facts, "reaches_floors": self.reaches_floors}
+
     @property
     def best_floor(self) -> float | None:
         """The figure of the best baseline."""
@@ -119,7 +125,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     options = tyro.cli(BenchOptions, prog="xtrimo bench", args=args)
     lines, failed = bench_tasks(options)
-    print(table(lines, options))
+    give({"lines": [line.to_dict() for line in lines], "failed": failed}, table(lines, options))
     if failed:
         raise XtrimoError("; ".join(f"{name}: {error}" for name, error in failed.items()))
 

@@ -2,7 +2,8 @@
 
 A chain is 20 + 400 shares (of its residues, of its neighbouring pairs) and the logarithm of its length, a molecule the
 bits of its fingerprint. Columns are brought to mean 0 and variance 1. The penalty is the one with the smallest loss on
-the valid rows; then train and valid are fitted together.
+the valid rows; then train and valid are fitted together. Of two proteins, one of which is better, differences are read,
+without a constant.
 """
 
 import warnings
@@ -14,6 +15,7 @@ from jaxtyping import Float, Float32, Int64, Shaped
 
 from heads.answers import UNSCORED
 from heads.molecules import fingerprints, kind_of
+from heads.preferences import log_losses
 from heads.rows import Dataset, Row
 from xtrimo.tokens import AMINO_ACIDS
 
@@ -52,7 +54,7 @@ def predict(dataset: Dataset) -> tuple[Float[np.ndarray, "row *class"], str]:
     columns = _columns(dataset)
     train, valid, test = (features(rows, columns) for rows in (dataset.train, dataset.valid, dataset.test))
     wanted = [np.array([row.label for row in rows]) for rows in (dataset.train, dataset.valid)]
-    fit = _ridge if dataset.task.target == "regression" else _logistic(len(dataset.classes))
+    fit = {"regression": _ridge, "preference": _preferring}.get(dataset.task.target, _logistic(len(dataset.classes)))
     penalty = best(PENALTIES, lambda penalty: fit(train, wanted[0], penalty)(valid), dataset)
     final = fit(np.concatenate((train, valid)), np.concatenate(wanted), penalty)
     return final(test), f"penalty {penalty:g}"
@@ -73,24 +75,36 @@ def best(choices: Sequence[float], say: Callable[[float], Float[np.ndarray, "ite
 def _loss(truth: Shaped[np.ndarray, "item"], said: Float[np.ndarray, "item *class"]) -> float:
     if said.ndim == 1:
         return float(((truth - said) ** 2).mean())
+    if truth.dtype.kind == "f":
+        return float(log_losses(truth, said).mean())
     scored = np.flatnonzero(truth != UNSCORED)
     return float(-np.log(np.maximum(said[scored, truth[scored]], 1e-9)).mean())
 
 
-def logistic(x: Any, y: Shaped[np.ndarray, "row"], penalty: float) -> Any:
+def logistic(
+    x: Any,
+    y: Shaped[np.ndarray, "row"],
+    penalty: float,
+    *,
+    weights: Float[np.ndarray, "row"] | None = None,
+    constant: bool = True,
+) -> Any:
     """Multinomial logistic regression by scikit-learn; its `classes_` are those that are there."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=1 / penalty, max_iter=MAX_STEPS, tol=1e-3).fit(x, y)
+        model = LogisticRegression(C=1 / penalty, max_iter=MAX_STEPS, tol=1e-3, fit_intercept=constant)
+        return model.fit(x, y, sample_weight=weights)
 
 
 def _columns(dataset: Dataset) -> list[Callable[[Row], Any]]:
     columns: list[Callable[[Row], Any]] = [lambda row: shares(row.sequence)]
     different = list(dict.fromkeys(row.second for row in (*dataset.train, *dataset.valid, *dataset.test)))
     place = {text: number for number, text in enumerate(different)}
+    if dataset.task.target == "preference":
+        return [lambda row: shares(row.sequence) - shares(row.second)]
     if dataset.task.level == "two_sequences":
         table = [shares(text) for text in different]
         columns.append(lambda row: table[place[row.second]])
@@ -117,6 +131,14 @@ def _ridge(x: Features, y: Float[np.ndarray, "row"], penalty: float) -> Fitted:
     standard = _Standard(x)
     model = Ridge(alpha=penalty).fit(standard(x), y)
     return lambda other: model.predict(standard(other)).astype(np.float64)
+
+
+def _preferring(x: Features, y: Float[np.ndarray, "row"], penalty: float) -> Fitted:
+    """A linear reward from differences, each pair as two rows: won and lost, weighing as its label says."""
+    standard = _Standard(np.concatenate((x, -x)))  # of mean 0: a pair turned round is the opposite
+    won, weights = np.repeat((1, 0), len(x)), np.concatenate((y, 1 - y))
+    model = logistic(np.tile(standard(x), (2, 1)), won, penalty, weights=weights, constant=False)
+    return lambda other: model.predict_proba(standard(other))[:, 1:].astype(np.float64)
 
 
 def _logistic(num_classes: int) -> Callable[[Features, Shaped[np.ndarray, "row"], float], Fitted]:

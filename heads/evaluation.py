@@ -16,6 +16,7 @@ from heads.leaks import Leaks, find_leaks
 from heads.prediction import open_head
 from heads.rows import Dataset, data_hash, read
 from heads.selection import cropped
+from xtrimo.answer import give
 from xtrimo.durable import write_json
 from xtrimo.errors import ConfigError
 from xtrimo.intervals import Estimate
@@ -61,11 +62,14 @@ def main(args: Sequence[str] | None = None) -> None:
     predictions = predictor.predict(dataset.test)
     estimates = {name: metrics.evaluate(name, predictions) for name in metrics.applicable(predictions)}
     leaks = find_leaks(dataset) if options.leaks and not options.every else None
-    print(f"{which.name}: {len(dataset.test):,} rows of {path.name}, {facts.method} on {model}")
+    lines = [f"{which.name}: {len(dataset.test):,} rows of {path.name}, {facts.method} on {model}"]
     for name, estimate in estimates.items():
-        print(f"  {'*' if name == which.metric else ' '} {metrics.METRICS[name].title:<28} {estimate}")
-    if leaks:
-        print(f"  {leaks}")
+        lines.append(f"  {'*' if name == which.metric else ' '} {metrics.METRICS[name].title:<28} {estimate}")
+    answer = {
+        "task": which.name, "metric": which.metric, "num_test": len(dataset.test), "data": path, "model": model,
+        "method": facts.method, "metrics": estimates, "leaks": str(leaks) if leaks else None,
+    }  # fmt: skip
+    give(answer, "\n".join((*lines, f"  {leaks}") if leaks else lines))
     if options.out:
         write(options.out, facts, dataset, predictions, estimates, leaks)
 

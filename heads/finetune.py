@@ -21,7 +21,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ from heads.rows import Dataset, data_hash, read
 from heads.selection import batches, class_weights, cropped, fewer, proteins
 from heads.tasks import Columns, Level, Target, Task, custom_task, task
 from xtrimo.adaptation import Method, adapt, freeze_unused, shares_by_depth
+from xtrimo.answer import give
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions
 from xtrimo.durable import write_json
@@ -81,13 +82,14 @@ class FinetuneOptions:
     level: Level = "sequence"
     """What a label of your own file belongs to."""
     target: Target = "classes"
-    """What a label of your own file is."""
+    """What a label of your own file is; preference learns a reward from pairs, of which the first is better."""
     metric: str | None = None
-    """What your own task is judged by; accuracy, spearman or precision@L/5 by default."""
+    """What your own task is judged by; accuracy, spearman, order or precision@L/5 by default."""
     second: str = ""
-    """Column of the second protein or the molecule in your own file."""
+    """Column of the second protein or the molecule in your own file; of preferences the columns are better and
+    worse."""
     label: str = "label"
-    """Column of the label in your own file."""
+    """Column of the label in your own file; of preferences, if there is one, how likely better is better."""
     max_rows: int = 0
     """At most so many rows of each split, drawn by the seed; 0 takes all."""
     pooling: Pooling = "mean"
@@ -146,6 +148,8 @@ class FinetuneOptions:
         path = Path(self.task)
         if path.exists() and (path.suffix or path.is_dir()):
             columns = Columns(second=self.second, label=self.label)
+            if self.target == "preference":
+                columns = replace(columns, sequence="better", second=self.second or "worse")
             name = path.name.partition(".")[0]
             return custom_task(name, level=self.level, target=self.target, metric=self.metric, columns=columns), path
         return task(self.task), find_data(self.data, self.task)
@@ -181,7 +185,8 @@ def main(args: Sequence[str] | None = None) -> None:
         results = finetune_on(dataset, model, options)
     if rank == 0:
         low, high = results["low"], results["high"]
-        print(f"{which.name}: {which.metric} {results['value']:.3f} ({low:.3f} to {high:.3f})  {options.out / RESULTS}")
+        text = f"{which.name}: {which.metric} {results['value']:.3f} ({low:.3f} to {high:.3f})  {options.out / RESULTS}"
+        give(results, text)
 
 
 def load_plain(model: str, device: str) -> Backbone:
@@ -250,14 +255,14 @@ def build(dataset: Dataset, model: Backbone, model_hash: str, options: FinetuneO
         num_outputs=len(dataset.classes) if which.target == "classes" and which.level != "pair" else 1,
         num_maps=maps, num_bits=NUM_BITS if which.level == "molecule" else 0,
     )  # fmt: skip
-    regression, molecule = which.target == "regression", which.level == "molecule"
+    molecule = which.level == "molecule"
     with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)
         predictor = Predictor(
             which, source, config,
-            scale=Scale.fit([row.label for row in train]) if regression else None,
+            scale=Scale.fit([row.label for row in train]) if which.target == "regression" else None,
             molecules=kind_of([row.second for row in train]) if molecule else None,
-            class_weights=class_weights(dataset) if options.class_weights and not regression else None,
+            class_weights=class_weights(dataset) if options.class_weights and which.target == "classes" else None,
         ).to(model.device)  # fmt: skip
     if options.method == "probe":
         predictor.measure(proteins(which, train))

@@ -9,7 +9,7 @@ The model itself is not copied: it is loaded by its name again, and must still h
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from heads.modules import HeadConfig, Scale
 from heads.molecules import Kind
 from heads.predictor import Predictor
 from heads.rows import Dataset
-from heads.tasks import Task
+from heads.tasks import Columns, Task
 from xtrimo.adaptation import Method, load_adapted, save_adapted
 from xtrimo.backbone import Backbone
 from xtrimo.durable import write_json
@@ -47,7 +47,7 @@ class HeadFacts:
     config: HeadConfig
     classes: tuple[str, ...]
     scale: Scale | None
-    """Of the values of a regression."""
+    """Of the values of a regression, or of rewards."""
     residuals: tuple[float, float] | None
     """Regression: truth minus prediction of the validation rows, at 2.5 % and 97.5 %."""
     molecules: Kind | None
@@ -64,6 +64,12 @@ class HeadFacts:
             scale=predictor.scale, residuals=_residuals(dataset, predictor), molecules=predictor.molecules,
             data_hash=settings["data_hash"], seed=settings["seed"],
         )  # fmt: skip
+
+    def of_one(self) -> "HeadFacts":
+        """The facts of the same head as it judges a protein alone: of a preference, its reward is a value."""
+        if self.task.target != "preference":
+            return self
+        return replace(self, task=replace(self.task, target="regression", columns=Columns()), scale=Scale())
 
     def write(self, folder: Path) -> None:
         """Write head.json."""

@@ -7,11 +7,11 @@ told how many are how near to one trained on, and near copies of peptides are on
 A row of two inputs leaks where the pair is elsewhere. Beside that, each protein of it is judged alone, for one may
 repeat by design: of peptides and HLA molecules all molecules of the test rows are among those trained on, and what is
 to be new is the peptide. Pairs that are new, but whose proteins, or near copies, are all known from other pairs, are
-counted as near copies of a pair.
+counted as near copies of a pair. Of pairs to prefer from each protein is judged alone, whichever of the two it was.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +109,8 @@ def find_leaks(dataset: Dataset, *, corpus: str | Path | None = None, method: Me
         XtrimoError: mmseqs2 that is not installed, or fails.
         FastaError: a corpus that cannot be read.
     """
+    if dataset.task.target == "preference":
+        dataset = _as_proteins(dataset)
     sides = _sides(dataset, method)
     methods = [side.method for side in sides]
     train, valid, test = dataset.train, dataset.valid, dataset.test
@@ -121,6 +123,16 @@ def find_leaks(dataset: Dataset, *, corpus: str | Path | None = None, method: Me
         overlaps.append(_in_corpus(sides, test, Path(corpus), general))
         methods.append(general)
     return Leaks(method=", ".join(dict.fromkeys(methods)), overlaps=tuple(overlaps))
+
+
+def _as_proteins(dataset: Dataset) -> Dataset:
+    """Each protein of the pairs as a row, once in a split."""
+
+    def alone(rows: Sequence[Row]) -> tuple[Row, ...]:
+        ends = ((sequence, row) for row in rows for sequence in (row.sequence, row.second))
+        return tuple({sequence: replace(row, sequence=sequence, second="") for sequence, row in ends}.values())
+
+    return replace(dataset, train=alone(dataset.train), valid=alone(dataset.valid), test=alone(dataset.test))
 
 
 def _first(row: Row) -> str:

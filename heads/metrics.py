@@ -2,10 +2,11 @@
 
 The figure itself comes from scikit-learn or scipy. Its interval needs the same figure some thousand times, of proteins
 drawn with replacement, where an item counts as often as its protein was drawn; so each row of the table also holds a
-form with counts, which adds up or sorts once and is linear in the proteins, or items, from then on. Tests hold the two
-to each other.
+form with counts (`counted`). Tests hold the two to each other.
 
-What is drawn is a protein with all it was asked: its label, all its residues, or all pairs of them.
+What is drawn is a protein with all it was asked: its label, all its residues, or all pairs of them. Where pairs of
+proteins are judged and share proteins, both ends are drawn, and a pair counts as often as the one times the other (Owen
+2007, arXiv:0712.1111), which is rather too wide than too narrow.
 
 AUROC and AUPRC of more than two classes are the mean over the classes that are there, each against all others.
 
@@ -14,39 +15,22 @@ length of the protein (Rao et al. 2020, bioRxiv 2020.12.15.422761).
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int, Shaped
+from jaxtyping import Float64, Int
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from heads.answers import UNSCORED, Of, Predictions, Truth
+from heads import counted
+from heads.answers import UNSCORED, Of, Predictions
+from heads.calibration import calibration_error
+from heads.counted import Counted, Items
+from heads.preferences import in_order, log_losses, verdicts
 from xtrimo.errors import ConfigError
 from xtrimo.intervals import DRAWS, Estimate, drawn_counts
-
-Counts = Float64[np.ndarray, "protein"]
-
-
-class Items(NamedTuple):
-    """What is scored, item by item."""
-
-    truth: Truth
-    prediction: Float[np.ndarray, "item *class"]
-    protein: Int[np.ndarray, "item"]
-    """Which one of the drawn proteins it belongs to."""
-    num_proteins: int
-
-    def sums(self, values: Shaped[np.ndarray, "item column"]) -> Float64[np.ndarray, "protein column"]:
-        """Added up by protein."""
-        columns = [np.bincount(self.protein, column, self.num_proteins) for column in values.T]
-        return np.stack(columns, axis=1)
-
-
-Counted = Callable[[Counts], float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +40,7 @@ class Metric:
     title: str
     """As a table or an axis names it."""
     of: Of
-    """Labels of any number of classes, of two only (which no metric asks for), values, or contact maps."""
+    """Labels of any number of classes, of two only (which no metric asks for), values, contact maps, or preferences."""
     value: Callable[[Items], float]
     """The figure, by the library; NaN where it is not defined, as the AUROC of one class alone."""
     counted: Callable[[Items], Counted]
@@ -132,9 +116,18 @@ def _figure_and_draws(name: str, predictions: Predictions, seed: int) -> tuple[f
     if not len(items.truth):
         return float("nan"), np.full(DRAWS, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):  # a draw of one class alone, which is NaN
-        counted = metric.counted(items)
-        draws = [counted(counts.astype(np.float64)) for counts in drawn_counts(items.num_proteins, seed)]
+        figure_of = metric.counted(items)
+        draws = [figure_of(counts.astype(np.float64)) for counts in _drawn(predictions, seed)]
     return figure(name, predictions), np.array(draws)
+
+
+def _drawn(predictions: Predictions, seed: int) -> Iterator[Int[np.ndarray, "protein"]]:
+    """How often each protein counts in a draw; a pair of proteins of which others are made too, as often as both do."""
+    if predictions.pairs is None:
+        yield from drawn_counts(len(predictions.length), seed)
+    else:
+        num_proteins = int(predictions.pairs.max()) + 1
+        yield from (counts[predictions.pairs].prod(1) for counts in drawn_counts(num_proteins, seed))
 
 
 def _items(metric: Metric, predictions: Predictions) -> Items:
@@ -145,7 +138,8 @@ def _items(metric: Metric, predictions: Predictions) -> Items:
         protein = np.flatnonzero(np.isfinite(precision))
         return Items(precision[protein], precision[protein], protein, num_proteins)
     protein = np.repeat(np.arange(num_proteins), predictions.sizes)
-    scored = np.ones(len(protein), dtype=bool) if predictions.of == "values" else predictions.truth != UNSCORED
+    unscored = {"values": np.nan, "preferences": 0.5}.get(predictions.of, UNSCORED)  # NaN is equal to nothing
+    scored = predictions.truth != unscored
     return Items(predictions.truth[scored], predictions.prediction[scored], protein[scored], num_proteins)
 
 
@@ -173,199 +167,60 @@ def contact_precision(predictions: Predictions, k: int, separation: int) -> Floa
     return precision
 
 
-# The figures as functions of counts, set up once and called often.
-
-
-def _labels(items: Items) -> Int[np.ndarray, "item"]:
-    return items.prediction.argmax(1)
-
-
-def _mean(items: Items, values: Callable[[Items], Shaped[np.ndarray, "item"]]) -> Counted:
-    each = values(items).astype(np.float64)
-    sums = items.sums(np.stack((each, np.ones_like(each)), axis=1))
-
-    def count(counts: Counts) -> float:
-        total, size = counts @ sums
-        return float(total / size)
-
-    return count
-
-
-def _rmse(items: Items) -> Counted:
-    squared = _mean(items, lambda items: (items.truth - items.prediction) ** 2)
-    return lambda counts: float(np.sqrt(squared(counts)))
-
-
-def _by_class(items: Items) -> Callable[[Counts], Float64[np.ndarray, "3 class"]]:
-    """Items rightly said to be of each class, items said to be, and items that are."""
-    said, num_classes = _labels(items), items.prediction.shape[1]
-    right = np.where(said == items.truth, said, num_classes)  # a class more, for the wrong
-    tables = np.zeros((3, items.num_proteins, num_classes + 1))
-    for table, labels in zip(tables, (right, said, items.truth), strict=True):
-        np.add.at(table, (items.protein, labels), 1.0)
-    return lambda counts: counts @ tables[:, :, :-1]
-
-
-def _mcc(items: Items) -> Counted:
-    """Matthews' coefficient of any number of classes (Gorodkin 2004)."""
-    by_class = _by_class(items)
-
-    def count(counts: Counts) -> float:
-        right, said, true = by_class(counts)
-        total = said.sum()
-        spread = (total**2 - said @ said) * (total**2 - true @ true)
-        return float((right.sum() * total - said @ true) / np.sqrt(spread)) if spread > 0 else 0.0
-
-    return count
-
-
-def _f1(items: Items) -> Counted:
-    by_class = _by_class(items)
-
-    def count(counts: Counts) -> float:
-        right, said, true = by_class(counts)
-        there = said + true > 0
-        return float((2 * right[there] / (said + true)[there]).mean())
-
-    return count
-
-
-def _judged(items: Items) -> Int[np.ndarray, "class"]:
-    """The classes whose scores are ordered: of two the second, of more all that are there."""
-    return np.array([1]) if items.prediction.shape[1] == 2 else np.unique(items.truth)
-
-
-def _ordered(
-    items: Items,
-) -> Callable[[Counts], tuple[Float64[np.ndarray, "class score"], Float64[np.ndarray, "class score"]]]:
-    """For each judged class, how many items of it and of others have each different score, the lowest first."""
-    labels = _judged(items)
-    places = np.stack([np.unique(items.prediction[:, label], return_inverse=True)[1] for label in labels])
-    shape = len(labels), int(places.max()) + 1
-    flat = (places + shape[1] * np.arange(len(labels))[:, None]).ravel()
-    is_one = items.truth == labels[:, None]
-
-    def count(counts: Counts) -> tuple[Float64[np.ndarray, "class score"], Float64[np.ndarray, "class score"]]:
-        weights = np.broadcast_to(counts[items.protein], is_one.shape)
-        ones, both = (np.bincount(flat, w.ravel(), shape[0] * shape[1]).reshape(shape)
-                      for w in (weights * is_one, weights))  # fmt: skip
-        return ones, both - ones
-
-    return count
-
-
-def _mean_ratio(above: Float64[np.ndarray, "class"], below: Float64[np.ndarray, "class"]) -> float:
-    """Of the classes that have one; a draw may lack some."""
-    has_one = below > 0
-    return float((above[has_one] / below[has_one]).mean()) if has_one.any() else float("nan")
-
-
-def _auroc(items: Items) -> Counted:
-    """The share of (one, zero) pairs in the right order, ties by half (Mann and Whitney's U)."""
-    ordered = _ordered(items)
-
-    def count(counts: Counts) -> float:
-        ones, zeros = ordered(counts)
-        below = np.cumsum(zeros, axis=1) - zeros / 2
-        return _mean_ratio((ones * below).sum(1), ones.sum(1) * zeros.sum(1))
-
-    return count
-
-
-def _auprc(items: Items) -> Counted:
-    ordered = _ordered(items)
-
-    def count(counts: Counts) -> float:
-        ones, zeros = (columns[:, ::-1] for columns in ordered(counts))
-        found, taken = np.cumsum(ones, axis=1), np.cumsum(ones + zeros, axis=1)
-        precision = np.divide(found, taken, out=np.zeros_like(found), where=taken > 0)
-        return _mean_ratio((ones * precision).sum(1), ones.sum(1))
-
-    return count
-
-
-def _correlation(xx: float, yy: float, xy: float, flat: float) -> float:
-    """Of squares about the mean: 0 where y, the prediction, is constant, and NaN where x, the truth, is."""
-    return float("nan") if xx <= flat else 0.0 if yy <= flat else float(xy / np.sqrt(xx * yy))
-
-
-def _pearson(items: Items) -> Counted:
-    x, y = (column - column.mean(dtype=np.float64) for column in (items.truth, items.prediction))
-    sums = items.sums(np.stack((np.ones_like(x), x, y, x * x, y * y, x * y), axis=1))
-
-    def count(counts: Counts) -> float:
-        n, x, y, xx, yy, xy = (counts @ sums).tolist()
-        return _correlation(xx - x * x / n, yy - y * y / n, xy - x * y / n, flat=1e-12 * max(xx, yy))
-
-    return count
-
-
-def _spearman(items: Items) -> Counted:
-    """Ties share the mean of their ranks, whose mean over all n items is n / 2 (counted from one half)."""
-    places = [np.unique(column, return_inverse=True)[1] for column in (items.truth, items.prediction)]
-
-    def count(counts: Counts) -> float:
-        weights = counts[items.protein]
-        total = weights.sum()
-        sizes = [np.bincount(place, weights) for place in places]
-        x, y = (np.cumsum(size) - (size + total) / 2 for size in sizes)
-        xy = (weights * x[places[0]] * y[places[1]]).sum()  # a dot product would wake BLAS's threads each time
-        return _correlation((sizes[0] * x**2).sum(), (sizes[1] * y**2).sum(), xy, flat=0.0)
-
-    return count
-
-
-def _against_others(figure: Callable[..., float]) -> Callable[[Items], float]:
-    """A figure of the scores of a class, averaged over the judged ones; NaN where there is one class alone."""
-
-    def value(items: Items) -> float:
-        if len(np.unique(items.truth)) < 2:
-            return float("nan")
-        return float(np.mean([figure(items.truth == label, items.prediction[:, label]) for label in _judged(items)]))
-
-    return value
-
-
-def _of_labels(figure: Callable[..., float]) -> Callable[[Items], float]:
-    return lambda items: figure(items.truth, _labels(items))
-
-
-def _correlated(figure: Callable[..., tuple[float, float]]) -> Callable[[Items], float]:
-    """A correlation by scipy; 0 for predictions that are all the same, which order nothing."""
-
-    def value(items: Items) -> float:
-        if len(items.truth) < 2 or np.ptp(items.truth) == 0:
-            return float("nan")
-        return figure(items.truth, items.prediction)[0] if np.ptp(items.prediction) > 0 else 0.0
-
-    return value
-
-
 METRICS = {
     "accuracy": Metric(
         title="accuracy",
         of="classes",
-        value=_of_labels(sklearn_metrics.accuracy_score),
-        counted=partial(_mean, values=lambda items: _labels(items) == items.truth),
+        value=counted.of_labels(sklearn_metrics.accuracy_score),
+        counted=partial(counted.mean, values=counted.is_right),
     ),
-    "mcc": Metric(title="MCC", of="classes", value=_of_labels(sklearn_metrics.matthews_corrcoef), counted=_mcc),
+    "mcc": Metric(
+        title="MCC", of="classes", value=counted.of_labels(sklearn_metrics.matthews_corrcoef), counted=counted.mcc
+    ),
     "f1": Metric(
         title="F1 (macro)",
         of="classes",
-        value=_of_labels(partial(sklearn_metrics.f1_score, average="macro", zero_division=0)),
-        counted=_f1,
+        value=counted.of_labels(partial(sklearn_metrics.f1_score, average="macro", zero_division=0)),
+        counted=counted.f1,
     ),
-    "auroc": Metric(title="AUROC", of="classes", value=_against_others(sklearn_metrics.roc_auc_score), counted=_auroc),
+    "auroc": Metric(
+        title="AUROC", of="classes", value=counted.against_others(sklearn_metrics.roc_auc_score), counted=counted.auroc
+    ),
     "auprc": Metric(
-        title="AUPRC", of="classes", value=_against_others(sklearn_metrics.average_precision_score), counted=_auprc
+        title="AUPRC",
+        of="classes",
+        value=counted.against_others(sklearn_metrics.average_precision_score),
+        counted=counted.auprc,
     ),
-    "spearman": Metric(title="Spearman", of="values", value=_correlated(stats.spearmanr), counted=_spearman),
-    "pearson": Metric(title="Pearson", of="values", value=_correlated(stats.pearsonr), counted=_pearson),
+    "spearman": Metric(
+        title="Spearman", of="values", value=counted.correlated(stats.spearmanr), counted=counted.spearman
+    ),
+    "pearson": Metric(title="Pearson", of="values", value=counted.correlated(stats.pearsonr), counted=counted.pearson),
     "rmse": Metric(
         title="RMSE",
         of="values",
         value=lambda items: sklearn_metrics.root_mean_squared_error(items.truth, items.prediction),
-        counted=_rmse,
+        counted=counted.rmse,
+        larger_is_better=False,
+    ),
+    "order": Metric(
+        title="pairs in order",
+        of="preferences",
+        value=lambda items: float(in_order(items.truth, items.prediction).mean()),
+        counted=partial(counted.mean, values=lambda items: in_order(items.truth, items.prediction)),
+    ),
+    "log_loss": Metric(
+        title="log loss (nats)",
+        of="preferences",
+        value=counted.log_loss,
+        counted=partial(counted.mean, values=lambda items: log_losses(items.truth, items.prediction)),
+        larger_is_better=False,
+    ),
+    "calibration": Metric(
+        title="calibration error",
+        of="preferences",
+        value=lambda items: calibration_error(*verdicts(items.truth, items.prediction)),
+        counted=counted.calibration,
         larger_is_better=False,
     ),
 } | {
@@ -373,7 +228,7 @@ METRICS = {
         title=f"precision@L/{k}, |i-j| >= {separation}",
         of="contacts",
         value=lambda items: float(items.truth.mean()),
-        counted=partial(_mean, values=lambda items: items.truth),
+        counted=partial(counted.mean, values=lambda items: items.truth),
         pairs=(k, separation),
     )
     for separation in (24, 12, 6, 7)

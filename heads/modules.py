@@ -302,13 +302,16 @@ def loss(
     Args:
         outputs: as a head gave them.
         labels: for classes their numbers, UNSCORED where there is none; for a pair head 1 and 0 by (length, length),
-            of which those MIN_SEPARATION apart or more count; for regression values standardised by `Scale`.
+            of which those MIN_SEPARATION apart or more count; for regression values standardised by `Scale`; for a
+            preference how likely the first is better, where outputs are differences of rewards.
         class_weights: how much an item of each class counts; by default all alike.
 
     Returns:
         Cross-entropy in nats, or the squared error; 0 where nothing has a label.
     """
     outputs = outputs.float()
+    if task.target == "preference":
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], labels.float())
     if task.target == "regression":
         return F.mse_loss(outputs[:, 0], labels.float())
     if task.level == "pair":

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Int
 
 from heads.answers import UNSCORED, Predictions
+from heads.calibration import NUM_BINS, calibration_bins, calibration_error
 from heads.contacts import MIN_SEPARATION
 from heads.metrics import contact_precision
+from heads.preferences import verdicts
 from xtrimo.figures import COLOURS, GREY, blank
 from xtrimo.intervals import Estimate
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 20
 MAX_WRITTEN = 10  # classes up to which each cell of a confusion matrix is written out
-NUM_BINS = 10
 SEPARATION = 24  # from which the pairs of a contact map count in its headline
 
 
@@ -88,38 +89,32 @@ def confusion(predictions: Predictions, classes: Sequence[str]) -> "Figure":
 
 
 def calibration(predictions: Predictions, classes: Sequence[str]) -> "Figure":
-    """How often what is held likely is so: of two classes the second, of more whichever is held most likely."""
-    scored = predictions.truth != UNSCORED
-    truth, said = predictions.truth[scored], predictions.prediction[scored]
-    if said.shape[1] == 2:
-        belief, is_so, what = said[:, 1], truth == 1, f"class {classes[1]}"
-    else:
-        belief, is_so, what = said.max(1), said.argmax(1) == truth, "the predicted class"
-    expected, found, share = calibration_bins(belief, is_so)
+    """How often what is held likely is so: of two classes the second, of more whichever is held most likely; of two
+    proteins that which is held better."""
+    belief, is_so, what = _believed(predictions, classes)
+    expected, found, _ = calibration_bins(belief, is_so)
     figure, axes = blank(4.8, 4.6)
     axes.plot([0, 1], [0, 1], color="#7f7f7f", linewidth=1, linestyle="--", label="calibrated")
     axes.plot(expected, found, color=COLOURS[0], marker="o", label=f"{NUM_BINS} bins of equal size")
-    error = float((share * np.abs(expected - found)).sum())
     axes.set(
         xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"predicted probability of {what}",
-        ylabel="share that is right" if said.shape[1] > 2 else f"share of {what}",
-        title=f"expected calibration error {error:.3f}",
+        ylabel=f"share of {what}" if predictions.of == "two classes" else "share that is right",
+        title=f"expected calibration error {calibration_error(belief, is_so):.3f}",
     )  # fmt: skip
     axes.legend(frameon=False, loc="upper left", fontsize="small")
     axes.grid(alpha=0.3)
     return figure
 
 
-def calibration_bins(
-    belief: Float64[np.ndarray, "item"], is_so: Any
-) -> tuple[Float64[np.ndarray, "bin"], Float64[np.ndarray, "bin"], Float64[np.ndarray, "bin"]]:
-    """Mean belief, share that is so, and share of all items, of NUM_BINS bins of as many items each, the least believed
-    first; fewer where there are fewer items."""
-    order = np.argsort(belief, kind="stable")
-    bins = [part for part in np.array_split(order, NUM_BINS) if len(part)]
-    parts = [(belief[part].mean(), is_so[part].mean(), len(part) / len(order)) for part in bins]
-    expected, found, share = np.array(parts, dtype=np.float64).T
-    return expected, found, share
+def _believed(predictions: Predictions, classes: Sequence[str]) -> tuple[Any, Any, str]:
+    """How likely something is held, whether it is so, and what it is called."""
+    truth, said = predictions.truth, predictions.prediction
+    if predictions.of == "preferences":
+        return *verdicts(truth[truth != 0.5], said[truth != 0.5]), "the better protein"
+    truth, said = truth[truth != UNSCORED], said[truth != UNSCORED]
+    if predictions.of == "two classes":
+        return said[:, 1], truth == 1, f"class {classes[1]}"
+    return said.max(1), said.argmax(1) == truth, "the predicted class"
 
 
 def scatter(predictions: Predictions, title: str) -> "Figure":

@@ -2,6 +2,7 @@
 
     sequence, two_sequences, molecule, classes     name, prediction, and the probability of each class: p_CLASS
     the same, regression                           name, prediction, low, high
+    the same, preference                           name, prediction: the reward of each protein alone
     residue                                        name, prediction: a letter a residue, - where none was read
     pair                                           name, first, second, probability: the L most likely contacts of a
                                                    protein of L residues, at least 6 apart, counted from 1
@@ -12,13 +13,13 @@ each protein, and right for those that are like them.
 
 import csv
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from tyro.conf import Positional
 
 from heads.head_directory import HeadFacts, load_head
@@ -26,7 +27,7 @@ from heads.predictor import Predictor
 from heads.rows import Row
 from heads.tasks import UNSCORED
 from xtrimo.backbone import Backbone
-from xtrimo.command import FastaOptions, ModelOptions, replacing
+from xtrimo.command import FastaOptions, ModelOptions, progress_bar, replacing
 from xtrimo.embedding import room
 from xtrimo.errors import ConfigError, SequenceError
 from xtrimo.fasta import CHAIN_BREAK, Record, read_fasta
@@ -69,19 +70,20 @@ def main(args: Sequence[str] | None = None) -> None:
     import tyro
 
     options = tyro.cli(PredictOptions, prog="xtrimo predict", args=args)
-    facts = HeadFacts.read(options.head)
+    facts = HeadFacts.read(options.head).of_one()
     name = options.model or facts.model
     if facts.task.level == "molecule" and not options.molecule:
         raise ConfigError(f"{options.head} was trained on proteins with a molecule each; give it in --molecule")
     fasta = FastaOptions(model=name, unknown=options.unknown, force=options.force)
-    for _ in read_fasta(options.fasta, unknown=options.unknown, force=options.force, chains=True):
-        pass  # a bad record is met now
+    to_check = read_fasta(options.fasta, unknown=options.unknown, force=options.force, chains=True)
+    num_records = sum(1 for _ in to_check)  # a bad record is met now
     records = fasta.read_again(options.fasta, chains=True)
     predictor, most = open_head(options.head, facts, name, options.device)
-    with replacing(options.out) as partial, partial.open("w", newline="") as file:
+    with replacing(options.out) as partial, partial.open("w", newline="") as file, progress_bar() as progress:
+        shown = progress.track(records, total=num_records, description="predicting")
         table = csv.writer(file)
         table.writerow(header(facts))
-        table.writerows(predicted(predictor, facts, records, most, options.molecule))
+        table.writerows(predicted(predictor, facts, shown, most, options.molecule))
 
 
 def open_head(folder: Path, facts: HeadFacts, model: str, device: str) -> tuple[Predictor, int]:
@@ -95,6 +97,52 @@ def open_head(folder: Path, facts: HeadFacts, model: str, device: str) -> tuple[
     if facts.method == "probe" and isinstance(backbone, GLM) and isinstance(predictor.source, LiveStates):
         predictor.source.backbone = prepack(backbone)
     return predictor, min(room(backbone), facts.task.max_length)
+
+
+def reward_of(
+    head: str | Path, label: str | None = None, *, model: str | None = None, device: str = "cpu"
+) -> Callable[[Sequence[str]], Float64[np.ndarray, "protein"]]:
+    """A trained head of level sequence as a reward: what it says of each protein, a number each.
+
+    Of a preference that is the learned reward, of a regression the value, of classes the probability of one. A protein
+    of no residues is worth NaN; a long one is read up to its first residues, as `xtrimo predict` does.
+
+    Args:
+        head: folder that `xtrimo finetune` wrote.
+        label: of classes, whose probability; by default of two the second.
+        model: the model that the head stands on, if it is no longer where it was.
+
+    Raises:
+        ConfigError: a head of another level, or a label that is none of its classes.
+        CheckpointError: as `open_head`.
+    """
+    facts = HeadFacts.read(Path(head)).of_one()
+    column = _column(facts, label)
+    predictor, most = open_head(Path(head), facts, model or facts.model, device)
+
+    def reward(proteins: Sequence[str]) -> Float64[np.ndarray, "protein"]:
+        values = np.full(len(proteins), np.nan)
+        there = [number for number, protein in enumerate(proteins) if protein]
+        rows = (_row(Record(f"protein {number + 1}", proteins[number]), facts, most, "") for number in there)
+        for number, answer in zip(there, predictor.answers(rows), strict=True):
+            values[number] = answer[0] if column is None else answer[0, column]
+        return values
+
+    return reward
+
+
+def _column(facts: HeadFacts, label: str | None) -> int | None:
+    """Which of a head's numbers is the reward; None for the only one."""
+    if facts.task.level != "sequence":
+        raise ConfigError(
+            f"a head of level {facts.task.level} gives no number for each protein; take one of level sequence"
+        )
+    if facts.task.target != "classes" and label is None:
+        return None
+    wanted = facts.classes[-1] if label is None and len(facts.classes) == 2 else label
+    if wanted not in facts.classes:
+        raise ConfigError(f"label {wanted!r} is none of this head's: {', '.join(facts.classes) or 'it has none'}")
+    return facts.classes.index(wanted)
 
 
 def header(facts: HeadFacts) -> list[str]:

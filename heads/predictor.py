@@ -4,6 +4,9 @@
     two_sequences   each chain is read on its own       pair      a map of length x length a protein, one by one
     molecule        the fingerprint goes in beside
 
+A preference is of level sequence: its outputs are differences of two proteins, r(first) - r(second), and what it
+predicts is how likely the first is better.
+
 Frozen states may be whitened, as measured on the training set: mean 0, and the same spread in every direction. What
 tells proteins apart is often a direction in which states hardly differ, and gradient descent at one rate would not find
 it. Values are standardised on the training set as well, and given back in their own unit.
@@ -13,12 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from heads.answers import UNSCORED, Predictions
 from heads.modules import HeadConfig, Scale, build_head, loss
 from heads.molecules import Kind, fingerprints
+from heads.preferences import shared_proteins
 from heads.rows import Row
 from heads.tasks import Task
 from heads.whitening import zca
@@ -88,6 +92,9 @@ class Predictor(nn.Module):
         """What the head says of these rows; maps one by one for pairs."""
         if self.task.level == "pair":
             return [self._contacts(row.sequence) for row in rows]
+        if self.task.target == "preference":
+            rewards = self.head(*self.states([s for row in rows for s in (row.sequence, row.second)]))
+            return rewards[0::2] - rewards[1::2]
         states, lengths = self.states([row.sequence for row in rows])
         if self.task.level == "two_sequences":
             return self.head(states, lengths, *self.states([row.second for row in rows]))
@@ -127,7 +134,7 @@ class Predictor(nn.Module):
         """Probabilities or values of these rows beside what is true; no gradients."""
         return Predictions(
             truth=truth(self.task, rows), prediction=np.concatenate(list(self.answers(rows))),
-            length=np.array([len(row.sequence) for row in rows]),
+            length=np.array([len(row.sequence) for row in rows]), pairs=pairs_of(self.task, rows),
         )  # fmt: skip
 
     def answers(self, rows: Iterable[Row]) -> Iterator[Float[np.ndarray, "item *class"]]:
@@ -144,6 +151,8 @@ class Predictor(nn.Module):
         outputs = self(rows)
         if isinstance(outputs, list):
             return np.concatenate([x.float().sigmoid().cpu().numpy().ravel() for x in outputs])
+        if self.task.target == "preference":
+            return outputs.double().sigmoid().cpu().numpy()
         if self.scale:
             return self.scale.restore(outputs[:, 0].float()).cpu().numpy()
         return outputs.float().softmax(1).cpu().numpy()
@@ -153,7 +162,14 @@ def truth(task: Task, rows: Sequence[Row]) -> np.ndarray:
     """The labels of rows, as `Predictions` has them."""
     if task.level in ("residue", "pair"):
         return np.concatenate([np.asarray(row.label).ravel() for row in rows]).astype(np.int64)
-    return np.array([row.label for row in rows], dtype=np.float64 if task.target == "regression" else np.int64)
+    return np.array([row.label for row in rows], dtype=np.int64 if task.target == "classes" else np.float64)
+
+
+def pairs_of(task: Task, rows: Sequence[Row]) -> Int64[np.ndarray, "row 2"] | None:
+    """Which proteins the preferences of rows are of, as `Predictions` has them; None for any other task."""
+    if task.target != "preference" or not rows:
+        return None
+    return shared_proteins([(row.sequence, row.second) for row in rows])
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -13,7 +13,6 @@ with the proteins of each kind drawn again.
 
 import csv
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,23 +24,13 @@ from jaxtyping import Bool, Float64
 from xtrimo.command import replacing
 from xtrimo.errors import DataError
 from xtrimo.fasta import numbered_lines, open_text
+from xtrimo.mutation import Mutation, mutated, substitutions
 
 COLUMNS = ("mutant", "mutated_sequence", "DMS_score", "DMS_score_bin")
 TOP_RATIO = 0.1
 DRAWS = 10_000
-_MUTATION = re.compile(r"([A-Z])(\d+)([A-Z])")
 
 Scores = Float64[np.ndarray, "variant"]
-
-
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """One residue in place of another."""
-
-    wild: str
-    position: int
-    """From 1."""
-    mutant: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,15 +227,15 @@ def _variant(where: str, cells: Mapping[str, str], wild_type: str) -> tuple[Vari
     if missing or not {"mutant", "mutated_sequence"} & cells.keys():
         raise DataError(f"{where}: columns {', '.join(cells)}; expected {', '.join(COLUMNS)}")
     mutant, sequence = cells.get("mutant", "").strip(), cells.get("mutated_sequence", "").strip().upper()
-    mutations = _mutations(mutant)
+    mutations = substitutions(mutant)
     if mutations is None:
         sequence = sequence or mutant.upper()
     elif sequence and not wild_type:
-        wild_type = _replaced(where, sequence, [(m.position, m.mutant, m.wild) for m in mutations])
+        wild_type = mutated(sequence, [Mutation(m.mutant, m.position, m.wild) for m in mutations], name=where)
     if mutations is not None:
         if not wild_type:
             raise DataError(f"{where}: {mutant} of which protein? Give the reference table, or mutated_sequence")
-        made = _replaced(where, wild_type, [(m.position, m.wild, m.mutant) for m in mutations])
+        made = mutated(wild_type, mutations, name=where)
         if sequence and made != sequence:
             raise DataError(f"{where}: {mutant} of the wild type is not the mutated_sequence; correct one of them")
         sequence = made
@@ -259,29 +248,6 @@ def _variant(where: str, cells: Mapping[str, str], wild_type: str) -> tuple[Vari
     if not math.isfinite(score):
         raise DataError(f"{where}: DMS_score {score} is not a number that can be ranked; leave such rows out")
     return Variant(sequence=sequence, score=score, is_fit=is_fit, mutations=mutations), wild_type
-
-
-def _mutations(mutant: str) -> tuple[Mutation, ...] | None:
-    found = [_MUTATION.fullmatch(word) for word in mutant.split(":")]
-    return tuple(Mutation(m[1], int(m[2]), m[3]) for m in found if m) if all(found) else None
-
-
-def _replaced(where: str, sequence: str, changes: Sequence[tuple[int, str, str]]) -> str:
-    """`sequence` with (position, old, new) applied.
-
-    Raises:
-        DataError: a position outside, or another letter there.
-    """
-    letters = list(sequence)
-    for position, old, new in changes:
-        if not 1 <= position <= len(letters) or letters[position - 1] != old:
-            there = letters[position - 1] if 1 <= position <= len(letters) else "none"
-            raise DataError(
-                f"{where}: expected {old} at position {position} of {len(letters)} residues, there is {there};"
-                " positions count from 1 in target_seq"
-            )
-        letters[position - 1] = new
-    return "".join(letters)
 
 
 def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:

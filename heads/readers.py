@@ -242,7 +242,7 @@ def _picked(record: Record, task: Task, split: str | None, labels: Labels) -> Ce
     """The cells of a row that the task asks for; a folder's split counts more than a column's."""
     values = record.values
     column = {kind: _column(record, task, kind) for kind in ("sequence", "label", "second", "split")}
-    label = values[column["label"]]
+    label: Any = values[column["label"]] if column["label"] else 1.0
     mask = values.get("valid_mask")  # TAPE: residues that were seen
     if task.level == "pair":
         is_places = isinstance(label, np.ndarray) and mask is not None
@@ -277,7 +277,7 @@ def _column(record: Record, task: Task, kind: str) -> str:
     is_usual = wanted == getattr(Columns(), kind)
     if is_usual and (found := [name for name in ALIASES[kind] if name in record.values]):
         return found[0]
-    if is_usual and kind == "split":
+    if is_usual and (kind == "split" or (kind == "label" and task.target == "preference")):
         return ""
     shown = ", ".join(islice(map(str, record.values), 20))
     raise DataError(f"{record.where}: no {kind} {wanted!r} among {shown}; name the column with --{kind}-column")

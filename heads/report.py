@@ -21,6 +21,7 @@ from heads.answers import Predictions
 from heads.leaks import Overlap
 from heads.metrics import METRICS
 from heads.tasks import EXTRAS, TASKS
+from xtrimo.answer import give
 from xtrimo.errors import DataError, XtrimoError
 from xtrimo.figures import save
 from xtrimo.intervals import Estimate
@@ -227,6 +228,8 @@ def _pictures(result: Result, out: Path) -> Iterator[tuple[str, Path]]:
         figures["contacts"] = pictures.contact_maps(predictions)
     elif predictions.of == "values":
         figures["scatter"] = pictures.scatter(predictions, f"{result.title} {result.estimate}")
+    elif predictions.of == "preferences":
+        figures["calibration"] = pictures.calibration(predictions, ())
     else:
         classes = result.classes or tuple(str(number) for number in range(predictions.prediction.shape[1]))
         figures["confusion"] = pictures.confusion(predictions, classes)
@@ -256,4 +259,5 @@ def main(args: Sequence[str] | None = None) -> None:
         files = write_report(results, out)
     except OSError as error:
         raise XtrimoError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
-    print(f"{len(results)} results; {files[0]}, {files[1]} and {len(files) - 2} pictures")
+    text = f"{len(results)} results; {files[0]}, {files[1]} and {len(files) - 2} pictures"
+    give({"results": len(results), "files": files}, text)

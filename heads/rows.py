@@ -6,6 +6,7 @@ file, row and value, because it says that the table is not what it is taken for.
 
 Splits are as the file gives them. Where it gives none, each protein is put into one by a hash of its sequence, so that
 copies of it never part: 80 % train, 10 % valid, 10 % test; a missing valid split is a tenth of train, drawn likewise.
+Of pairs to prefer from, `preferences` says which stay together.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int8, Int64
 
-from heads import readers
+from heads import preferences, readers
 from heads.readers import SPLIT_WORDS, SPLITS, Cells, Split
 from heads.tasks import UNSCORED, Task
 from xtrimo.errors import DataError
@@ -45,8 +46,9 @@ class Row:
     sequence: str
     """Residues, upper case, at most the task's max_length."""
     label: Label
-    """A number for regression. For classes the place of its word in `Dataset.classes`: one number, one for each
-    residue (int64), or for each pair (int8, symmetric: 1 contact, 0 none); NO_LABEL where there is none."""
+    """A number for regression; for a preference how likely `sequence` is better than `second`. For classes the place of
+    its word in `Dataset.classes`: one number, one for each residue (int64), or for each pair (int8, symmetric: 1
+    contact, 0 none); NO_LABEL where there is none."""
     second: str = ""
     """The other protein, or the molecule's name or SMILES; empty where the level has none."""
     name: str = ""
@@ -122,12 +124,15 @@ def read(path: str | Path, task: Task, *, seed: int = 0, only: Split | None = No
         kept.append(row)
     if not kept:
         raise DataError(f"{path}: no row can be used for {task.name} ({dict(left_out) or 'the file has none'})")
-    split_of, rule = (lambda row: only, f"all {only}") if only else _splitting(kept, seed, path)
+    sides, rule = ([only] * len(kept), f"all {only}") if only else _splitting(kept, task, seed, path)
     classes = task.classes or _found_classes(kept, task)
     numbers = {word: number for number, word in enumerate(classes)}
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for row in kept:
-        splits[split_of(row)].append(_row(row, task, numbers))
+    for row, side in zip(kept, sides, strict=True):
+        if side is None:
+            left_out["of proteins on two sides of the split"] += 1
+        else:
+            splits[side].append(_row(row, task, numbers))
     if not only and not splits["train"]:
         raise DataError(f"{path}: none of its {len(kept)} rows is in train; give rows to learn from")
     return Dataset(
@@ -159,7 +164,7 @@ def _usable(cells: Cells, task: Task) -> _Kept:
     if len(sequence) < task.shortest:
         raise _Unusable(f"shorter than {task.shortest} residues")
     second = ""
-    if task.level == "two_sequences":
+    if task.reads_two:
         second = _protein(cells.second, "second sequence")
     elif task.level == "molecule":
         second = _text(cells.second)
@@ -169,8 +174,10 @@ def _usable(cells: Cells, task: Task) -> _Kept:
     if not isinstance(label, (np.ndarray, list)):
         word = _text(label)
         # A class may well be called NA, a number may not.
-        if not word or (task.target == "regression" and word.lower() in _MISSING_WORDS):
+        if not word or (task.target != "classes" and word.lower() in _MISSING_WORDS):
             raise _Unusable("without a label")
+    if task.target == "preference" and sequence == second:
+        raise _Unusable("of a protein with itself")
     return _Kept(cells.split, cells.where, sequence, second, label, cells.name)
 
 
@@ -189,22 +196,29 @@ def _text(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _splitting(rows: Sequence[_Kept], seed: int, path: str | Path) -> tuple[Callable[[_Kept], Split], str]:
-    """What puts a row into its split, and how that is called."""
+def _splitting(rows: Sequence[_Kept], task: Task, seed: int, path: str | Path) -> tuple[list[Split | None], str]:
+    """The split of each row, None where none can have it, and how that was found."""
+
+    def draw(some: Sequence[_Kept], side: Callable[[int], Split]) -> list[Split | None]:
+        def of(sequence: str) -> Split:
+            return side(_draw(sequence, seed))
+
+        if task.target == "preference":
+            return preferences.apart([(row.sequence, row.second) for row in some], of)
+        return [of(row.sequence) for row in some]
+
     given = {row.split for row in rows}
     if given == {None}:
         warn_once(logger, "%s gives no splits; each protein is put into one by a hash of its sequence", path)
-        return lambda row: TENTHS[_draw(row.sequence, seed)], f"random 80/10/10 by sequence, seed {seed}"
+        return draw(rows, TENTHS.__getitem__), f"random 80/10/10 by sequence, seed {seed}"
     named = {row.split: _split(row) for row in rows}
     if "valid" not in named.values() and "train" in named.values():
-
-        def carve(row: _Kept) -> Split:
-            split = named[row.split]
-            return "valid" if split == "train" and _draw(row.sequence, seed) == 0 else split
-
         warn_once(logger, "%s gives no valid split; it is a tenth of train, by a hash of the sequence", path)
-        return carve, f"as given, valid a random tenth of train, seed {seed}"
-    return lambda row: named[row.split], "as given"
+        train = [row for row in rows if named[row.split] == "train"]
+        carved = iter(draw(train, lambda tenth: "train" if tenth else "valid"))
+        sides = [next(carved) if named[row.split] == "train" else named[row.split] for row in rows]
+        return sides, f"as given, valid a random tenth of train, seed {seed}"
+    return [named[row.split] for row in rows], "as given"
 
 
 def _split(row: _Kept) -> Split:
@@ -223,8 +237,8 @@ def _draw(sequence: str, seed: int) -> int:
 
 
 def _found_classes(rows: Iterable[_Kept], task: Task) -> tuple[str, ...]:
-    """Every word of the labels of all splits, numbers by size and words by alphabet; none for regression."""
-    if task.target == "regression":
+    """Every word of the labels of all splits, numbers by size and words by alphabet; none for numbers."""
+    if task.target != "classes":
         return ()
     words = {word for row in rows for word in _words(row.label, task)}
     if len(words) < 2:
@@ -264,12 +278,14 @@ def _row(row: _Kept, task: Task, numbers: Mapping[str, int]) -> Row:
         label = _residue_label(row, task, numbers)[:most]
     elif task.level == "pair":
         label = _pair_label(row)[:most, :most]
-    elif task.target == "regression":
+    elif task.target != "classes":
         label = _number(row)
+        if task.target == "preference" and not 0 <= label <= 1:
+            raise DataError(f"{row.where}: label {label:g} is not how likely the first is better; expected 0 to 1")
     else:
         word = _word(row.label)
         label = _class_number(word if word in numbers else re.sub(r"\.0+$", "", word), row, numbers)
-    second = row.second[:most] if task.level == "two_sequences" else row.second
+    second = row.second[:most] if task.reads_two else row.second
     return Row(sequence=row.sequence[:most], second=second, label=label, name=row.name)
 
 

@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 def proteins(which: Task, rows: Sequence[Row]) -> list[str]:
     """Every protein of these rows, once, in order of appearance."""
-    both = which.level == "two_sequences"
+    both = which.reads_two
     return list(dict.fromkeys(s for row in rows for s in ((row.sequence, row.second) if both else (row.sequence,))))
 
 
 def cropped(dataset: Dataset, most: int) -> Dataset:
     """The data set with proteins cut to their first `most` residues, which is what a model reads in one piece."""
-    both = dataset.task.level == "two_sequences"
+    both = dataset.task.reads_two
     num_longer = 0
 
     def cut(row: Row) -> Row:

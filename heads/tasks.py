@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 from xtrimo.errors import ConfigError
 
 Level = Literal["sequence", "residue", "pair", "two_sequences", "molecule"]
-Target = Literal["classes", "regression"]
+Target = Literal["classes", "regression", "preference"]
 Category = Literal["structure", "function", "interaction", "development", "custom"]
 
 CONTACTS_METRIC = "precision@L/5"
-DEFAULT_METRICS = {"classes": "accuracy", "regression": "spearman"}
+DEFAULT_METRICS = {"classes": "accuracy", "regression": "spearman", "preference": "order"}
 SHORTEST = {"pair": 25}
 """Residues that a protein needs at a level: the first pair that counts as a contact of long range is 24 apart."""
 UNSCORED = "-"
@@ -31,6 +31,7 @@ class Columns:
     second: str = ""
     """The other protein, or the molecule's name or SMILES; empty where the level has none."""
     label: str = "label"
+    """Of a preference, how likely the first protein is better; 1 in all rows where there is no such column."""
     split: str = "split"
 
 
@@ -44,6 +45,7 @@ class Task:
     """What a label belongs to: the protein, each residue, each pair of residues, a protein with another, or with a
     molecule."""
     target: Target
+    """One of some classes, a value, or which of two proteins is better."""
     metric: str
     """Key of METRICS, the figure of the paper."""
     hub: str = ""
@@ -66,17 +68,27 @@ class Task:
                 raise ConfigError(f"task {self.name}: no {what} {value!r}; known: {', '.join(known)}")
         if self.target == "regression" and self.level in ("residue", "pair"):
             raise ConfigError(f"task {self.name}: regression per {self.level} has no head; use target classes")
+        if self.target == "preference" and (self.level != "sequence" or not self.columns.second):
+            raise ConfigError(
+                f"task {self.name}: a preference is of level sequence, with a column for the second protein; got level"
+                f" {self.level}, column {self.columns.second!r}"
+            )
         if self.level == "two_sequences" and not self.columns.second:
             raise ConfigError(f"task {self.name}: level two_sequences needs the column of the second protein")
         if self.level == "molecule" and not self.columns.second:
             raise ConfigError(f"task {self.name}: level molecule needs the column of its name or SMILES")
-        if self.level not in ("two_sequences", "molecule") and self.columns.second:
+        if self.level != "molecule" and not self.reads_two and self.columns.second:
             raise ConfigError(f"task {self.name}: level {self.level} has no second input, got {self.columns.second!r}")
         if self.max_length < self.shortest:
             raise ConfigError(
                 f"task {self.name}: max_length {self.max_length} is below the {self.shortest} residues that level"
                 f" {self.level} needs"
             )
+
+    @property
+    def reads_two(self) -> bool:
+        """Whether a row has two proteins."""
+        return self.level == "two_sequences" or self.target == "preference"
 
     @property
     def shortest(self) -> int:
@@ -237,7 +249,8 @@ def custom_task(
 
     Args:
         name: what tables call it.
-        metric: key of METRICS; by default accuracy for classes, spearman for numbers, precision@L/5 for pairs.
+        metric: key of METRICS; by default accuracy for classes, spearman for numbers, order for preferences,
+            precision@L/5 for contacts.
 
     Raises:
         ConfigError: a level or target that is not known, or values that do not go together.

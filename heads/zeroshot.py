@@ -15,15 +15,16 @@ import numpy as np
 from tyro.conf import Positional
 
 from heads.proteingym import METRICS, Assay, Figures, average, figures, read_assay, read_reference, summary, write_assay
-from heads.variants import Method, score_variants, usual_direction, usual_method
+from xtrimo.answer import giving_rows
 from xtrimo.backbone import Backbone
-from xtrimo.command import ModelOptions
+from xtrimo.command import ModelOptions, progress_bar
 from xtrimo.durable import write_json
 from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.fasta import numbered_lines, open_text
 from xtrimo.likelihood import Reading
 from xtrimo.model import GLM
+from xtrimo.variants import Method, Variant, score_variants, usual_direction, usual_method
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +74,16 @@ def main(args: Sequence[str] | None = None) -> None:
         from xtrimo.prepacking import prepack
 
         model = prepack(model)
-    print("\t".join(("assay", "num_variants", *METRICS)), flush=True)
     measured = []
-    for file in files:
-        assay = drawn(read_assay(file, reference), options.limit, options.seed)
-        own = figures(assay, _scores(options, model, assay))
-        measured.append((assay, own))
-        print("\t".join((assay.name, str(own.num_variants), *(f"{getattr(own, m):.4f}" for m in METRICS))), flush=True)
+    head = "\t".join(("assay", "num_variants", *METRICS))
+    with giving_rows("assays", head) as give_row, progress_bar() as progress:
+        for file in progress.track(files, description="scoring"):
+            assay = drawn(read_assay(file, reference), options.limit, options.seed)
+            own = figures(assay, _scores(options, model, assay))
+            measured.append((assay, own))
+            said = {name: getattr(own, name) for name in METRICS}
+            text = "\t".join((assay.name, str(own.num_variants), *(f"{value:.4f}" for value in said.values())))
+            give_row({"assay": assay.name, "num_variants": own.num_variants, **said}, text)
     write_json(options.out / SUMMARY, _without_nan(summary(measured)))
     _report(measured)
 
@@ -97,11 +101,12 @@ def _scores(options: ZeroshotOptions, model: Backbone, assay: Assay) -> "np.ndar
     path, column = options.out / f"{assay.name}.csv", _column(options)
     if path.is_file():
         return _read_scores(path, column, assay)
-    method = options.method or usual_method(model, assay)
+    variants: list[Variant] = [v.sequence if v.mutations is None else v.mutations for v in assay.variants]
+    method = options.method or usual_method(model, variants)
     direction = options.direction or (usual_direction(model) if method == "likelihood" else None)
     logger.info("%s: %s variants by %s%s", assay.name, f"{len(assay.variants):,}", method,
                 f", {direction}" if direction else "")  # fmt: skip
-    scores = score_variants(model, assay, method=method, direction=direction)
+    scores = score_variants(model, assay.wild_type, variants, method=method, direction=direction, name=assay.name)
     write_assay(path, assay, {column: scores})
     return scores
 

@@ -56,6 +56,7 @@ from pretrain.corpus_staging import DROPPED, READ_AS_X, Filters, Part, commit, f
 from pretrain.corpus_writer import SplitWriter
 from xtrimo.errors import ConfigError, CorpusError, FastaError, XtrimoError
 from xtrimo.fasta import parse_fasta
+from xtrimo.log import is_quiet
 from xtrimo.tokens import Unknown, encode_residues
 
 logger = logging.getLogger(__name__)
@@ -216,7 +217,7 @@ def _stage_inputs(config: CorpusConfig, staging: Path) -> None:
         min_length=config.min_length, max_length=config.max_length, unknown=config.unknown, force=config.force
     )
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=is_quiet()) as progress:
         tasks = [progress.add_task(path.name, total=path.stat().st_size) for path in config.inputs]
         for source, (path, task) in enumerate(zip(config.inputs, tasks, strict=True)):
             with progress.open(path, "rb", task_id=task) as raw:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from pretrain.checkpoint_files import Facts, path_of, steps, verify
+from xtrimo.answer import give
 from xtrimo.checkpoint import save_state
 from xtrimo.config import GLMConfig
 from xtrimo.errors import CheckpointError
@@ -44,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """The verb `xtrimo export`."""
     config = tyro.cli(ExportConfig, args=args, prog="xtrimo export")
     step = export_run(config)
-    print(f"{config.out}: the model after {step:,} steps")
+    give({"out": config.out, "step": step}, f"{config.out}: the model after {step:,} steps")
 
 
 def export_run(config: ExportConfig) -> int:

@@ -23,6 +23,7 @@ from pretrain.megatron_config import DTYPES
 from pretrain.parallel import device, is_main_rank
 from pretrain.trainer import StepResult
 from xtrimo.durable import write_text
+from xtrimo.log import is_quiet
 from xtrimo.training_log import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Monitor:
         self._metrics = path.open("a")
         self._board = SummaryWriter(str(self.config.run / "tensorboard"), purge_step=done + 1)
         console = Console(stderr=True)
-        if console.is_terminal:
+        if console.is_terminal and not is_quiet():
             self._progress = Progress(
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
                 TextColumn("{task.description}"), console=console,

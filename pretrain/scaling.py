@@ -24,6 +24,7 @@ from jaxtyping import Float
 
 from pretrain.config import BatchConfig
 from pretrain.data import rows_before
+from xtrimo.answer import give
 from xtrimo.config import GLMConfig
 from xtrimo.durable import write_text
 from xtrimo.errors import CheckpointError, ConfigError, MissingExtraError
@@ -118,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> None:
     facts = {"objective": config.objective, "published": asdict(law), "runs": [asdict(curve) for curve in curves]}
     write_text(config.out / "scaling.md", text)
     write_text(config.out / "scaling.json", json.dumps(facts, indent=1) + "\n")
-    print(text)
+    give(facts, text)
 
 
 def read(config: ScalingConfig) -> list[Curve]:

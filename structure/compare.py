@@ -19,7 +19,9 @@ from jaxtyping import Int
 from tyro.conf import Positional
 
 from structure import metrics
+from xtrimo.answer import give
 from xtrimo.chains import STRUCTURES, Chain, file_type, read_archive, read_structure
+from xtrimo.command import progress_bar
 from xtrimo.durable import write_json, write_text
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.intervals import Estimate, bootstrap_ratio
@@ -50,8 +52,13 @@ class CompareOptions:
     of folders and archives those of one name."""
     out: Path | None = None
     """Table of all figures: a .csv file, or a .json file, which holds the means too."""
+    page: Path | None = None
+    """An .html file of the structures superposed, to look at in a browser, without a network; the 100 of the highest
+    TM-score at most."""
 
     def __post_init__(self) -> None:
+        if self.page and self.page.suffix != ".html":
+            raise ConfigError(f"--page {self.page}: expected a name that ends in .html")
         if self.out and self.out.suffix not in (".csv", ".json"):
             raise ConfigError(f"--out {self.out}: expected a name that ends in .csv or .json")
 
@@ -85,31 +92,48 @@ class Row:
         return {"model": self.model, "reference": self.reference, **known, "matched_by": self.matched_by}
 
 
+class Pair(NamedTuple):
+    """What a row is of."""
+
+    row: Row
+    model: Chain
+    reference: Chain
+    match: Match
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """`xtrimo compare`."""
     import tyro
 
     options = tyro.cli(CompareOptions, prog="xtrimo compare", args=args)
-    rows = compare_paths(options.models, options.references)
+    pairs: list[Pair] = []
+    rows = compare_paths(options.models, options.references, see=pairs.append if options.page else None)
     estimates = means(rows)
-    print("\n".join(_table(rows)))
+    lines = _table(rows)
     if len(rows) > 1:
-        for name, estimate in estimates.items():
-            print(f"mean {TITLES[name]:<7} {estimate}")
+        lines += [f"mean {TITLES[name]:<7} {estimate}" for name, estimate in estimates.items()]
+    content = {
+        "rows": [row.to_dict() for row in rows],
+        "means": {name: asdict(estimate) for name, estimate in estimates.items()},
+    }
+    give(content, "\n".join(lines))
     if options.out and options.out.suffix == ".csv":
         write_text(options.out, _csv(rows))
     elif options.out:
-        content = {
-            "rows": [row.to_dict() for row in rows],
-            "means": {name: asdict(estimate) for name, estimate in estimates.items()},
-        }
         write_json(options.out, content)
+    if options.page:
+        from structure.compare_page import write_compare_page
+
+        write_compare_page(options.page, pairs)
 
 
-def compare_paths(models: Path, references: Path) -> list[Row]:
+def compare_paths(models: Path, references: Path, *, see: Callable[[Pair], None] | None = None) -> list[Row]:
     """Structures of the same name compared, in order of their names.
 
     What cannot be compared is left out; a warning tells how much and the first reason.
+
+    Args:
+        see: is shown each pair of chains.
 
     Raises:
         DataError: nothing could be compared.
@@ -135,11 +159,12 @@ def compare_paths(models: Path, references: Path) -> list[Row]:
             )
     rows: list[Row] = []
     reasons: list[str] = []
-    for name, (read, read_other) in pairs.items():
-        try:
-            rows += compare_structures(read(), read_other())
-        except DataError as error:
-            reasons.append(f"{name}: {error}")
+    with progress_bar() as progress:
+        for name, (read, read_other) in progress.track(pairs.items(), description="comparing"):
+            try:
+                rows += compare_structures(read(), read_other(), see=see)
+            except DataError as error:
+                reasons.append(f"{name}: {error}")
     if not rows:
         raise DataError(f"nothing could be compared, the first of {len(reasons)} because: {reasons[0]}")
     if reasons:
@@ -147,8 +172,13 @@ def compare_paths(models: Path, references: Path) -> list[Row]:
     return rows
 
 
-def compare_structures(models: Sequence[Chain], references: Sequence[Chain]) -> list[Row]:
+def compare_structures(
+    models: Sequence[Chain], references: Sequence[Chain], *, see: Callable[[Pair], None] | None = None
+) -> list[Row]:
     """The chains of two structures compared, one by one; of several, those most alike and of the same letter.
+
+    Args:
+        see: is shown each pair of chains.
 
     Raises:
         DataError: no chain of the one is a chain of the other.
@@ -173,6 +203,8 @@ def compare_structures(models: Sequence[Chain], references: Sequence[Chain]) -> 
                 identity=found.num_identical / max(1, found.num_known), matched_by=found.by,
             )
         )  # fmt: skip
+        if see:
+            see(Pair(rows[-1], model, reference, found))
     return rows
 
 

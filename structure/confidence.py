@@ -1,6 +1,7 @@
 """How far a prediction can be trusted: pLDDT of each atom, aligned error of each pair of residues, pTM of the whole.
 
     pLDDT of an atom   sum_b P(b) (b + 1/2) / 50                            50 bins of the lDDT, 0..1
+                       P = softmax(logits / T), T fitted after training     see `calibration`
     PAE of a pair      sum_b P(b) (b + 1/2) / 2                             64 bins of 0.5 angstrom
     pTM                max_i mean_j sum_b P_ij(b) / (1 + (PAE_b / d0)^2)    d0 = 1.24 (max(L, 19) - 15)^(1/3) - 1.8
 
@@ -23,6 +24,7 @@ class Confidence(nn.Module):
 
     def __init__(self, config: FoldConfig) -> None:
         super().__init__()
+        self.temperature = config.lddt_temperature
         self.distogram = nn.Linear(config.pair_width, NUM_DISTANCE_BINS)
         self.pae = nn.Linear(config.pair_width, NUM_PAE_BINS)
         width = config.confidence_width
@@ -39,7 +41,7 @@ class Confidence(nn.Module):
     def lddt_logits(self, states: Float[Tensor, "batch length structure"]) -> Tensor:
         """[batch length 37 bin] of each atom's lDDT, from the residues' last states."""
         logits: Tensor = self.lddt(states)
-        return logits.unflatten(-1, (NUM_ATOMS, NUM_LDDT_BINS))
+        return logits.unflatten(-1, (NUM_ATOMS, NUM_LDDT_BINS)) / self.temperature
 
 
 def expected_plddt(logits: Float[Tensor, "*item bin"]) -> Float[Tensor, "*item"]:

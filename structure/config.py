@@ -55,6 +55,8 @@ class FoldConfig:
     """Attention maps of the language model that pairs read."""
     side_chains: bool = False
     """Whether it was trained on side chains; otherwise it writes N, CA, C, O and CB alone."""
+    lddt_temperature: float = 1.0
+    """What the logits of the lDDT are divided by, fitted after training: see `calibration`."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -81,6 +83,8 @@ class FoldConfig:
                 f"single_width {self.single_width} must be a multiple of num_single_heads {self.num_single_heads}, and"
                 f" pair_width {self.pair_width} of twice num_pair_heads {self.num_pair_heads}"
             )
+        if not 0 < self.lddt_temperature < float("inf"):
+            raise ConfigError(f"lddt_temperature is {self.lddt_temperature}; it must be above 0, and 1 changes nothing")
         if (self.lm_width > 0) != (self.num_lm_layers > 0):
             raise ConfigError(
                 f"lm_width {self.lm_width} and num_lm_layers {self.num_lm_layers}: both are 0 or neither is"

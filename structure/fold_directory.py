@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from structure.config import FoldConfig
 from structure.model import FoldModel
 from structure.reader import Reader
+from structure.trunk import in_bf16
 from xtrimo.backbone import Backbone, Limited
 from xtrimo.command import ModelOptions, check_device
 from xtrimo.durable import write_json, write_text
@@ -80,12 +81,15 @@ def read_facts(directory: Path) -> FoldFacts:
         raise CheckpointError(f"{directory} is no folding model ({error}); `xtrimo train-fold` writes one") from error
 
 
-def load_fold(path: str | PathLike[str], *, lm: str = "", device: str = "cpu") -> Pipeline:
+def load_fold(
+    path: str | PathLike[str], *, lm: str = "", device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+) -> Pipeline:
     """A folding model with its language model, ready to fold.
 
     Args:
         path: a directory of `xtrimo train-fold`, or of ESMFold.
         lm: where the language model is now; by default where it was.
+        precision: of the products of the trunk's blocks; all else is fp32.
 
     Raises:
         CheckpointError: no model, weights that do not fit, or another language model than it was trained on.
@@ -98,7 +102,7 @@ def load_fold(path: str | PathLike[str], *, lm: str = "", device: str = "cpu") -
     if is_esmfold(directory):
         if lm:
             raise ConfigError(f"{directory} is ESMFold, which has its language model in it; leave out --lm {lm}")
-        return load_esmfold(directory, device=device)
+        return _in(precision, load_esmfold(directory, device=device))
     facts = read_facts(directory)
     model = FoldModel(facts.config)
     try:
@@ -108,7 +112,14 @@ def load_fold(path: str | PathLike[str], *, lm: str = "", device: str = "cpu") -
             f"{directory / WEIGHTS} cannot be read, or does not fit {CONFIG} ({error}); copy the directory again from"
             " where it was trained"
         ) from error
-    return Pipeline(model=model.to(device).eval(), reader=_reader(facts, lm, device, directory), name=_name(directory))
+    reader = _reader(facts, lm, device, directory)
+    return _in(precision, Pipeline(model=model.to(device).eval(), reader=reader, name=_name(directory)))
+
+
+def _in(precision: str, pipeline: Pipeline) -> Pipeline:
+    if precision == "bf16":
+        in_bf16(pipeline.model.trunk)
+    return pipeline
 
 
 def _name(directory: Path) -> str:

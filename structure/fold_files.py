@@ -1,9 +1,11 @@
 """The proteins of a FASTA file to structure files and a table of scores: what the verb `fold` does.
 
     OUT/NAME.cif, OUT/NAME.pdb   a protein; the letters of its record's name that no file name should have are "_"
+    OUT/NAME.pae.json            with --page: the expected error of each pair, as AlphaFold's database has it
+    OUT/page.html                with --page: all of it to look at
     OUT/scores.json              mean pLDDT, pTM, seconds of each, its sequence and the name of its files
     OUT/scores.2-of-8.json       the same of a job array's second task, until the last task makes scores.json of all
-    OUT/settings.json            model, recycles and --pae, which all files of a folder have in common
+    OUT/settings.json            model, recycles, --pae and --cache, which all files of a folder have in common
 
 A protein is finished when its files are there, and a table of scores has the record's name and sequence beside their
 name: the same command folds what is left. The shares of an array are of whole batches, so that each protein is computed
@@ -13,7 +15,6 @@ beside the same others, and to the same bits, as by one process.
 import fcntl
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,14 +23,15 @@ from typing import Any
 
 from structure.fold_command import FoldOptions
 from structure.fold_directory import Pipeline
+from structure.fold_page import ERRORS, write_fold_page
 from structure.folding import buckets, check_recycles, iter_folded, num_residues
 from structure.prediction import Prediction
-from structure.writers import Scores, read_scores, write_mmcif, write_pdb, write_scores
+from structure.writers import Scores, read_scores, write_mmcif, write_pae, write_pdb, write_scores
 from xtrimo.command import counting, replacing
 from xtrimo.durable import create_json, differences
 from xtrimo.embedding_file import fingerprint_of
 from xtrimo.errors import ConfigError, DataError, XtrimoError
-from xtrimo.fasta import Record
+from xtrimo.fasta import Record, file_names
 from xtrimo.shards import WHOLE, Shard, parse_shard
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ def fold_all(pipeline: Pipeline, records: Sequence[Record], options: FoldOptions
     settings = {
         "model": pipeline.name, "model_hash": fingerprint_of(pipeline.model, pipeline.model.config.to_dict()),
         "num_recycles": check_recycles(pipeline, options.num_recycles), "pae": options.pae,
+        "states": "fp16" if options.cache else None,
     }  # fmt: skip
     _claim(options.out, settings)
     shard = parse_shard(options.shard)
@@ -88,14 +91,19 @@ def _fold_rest(pipeline: Pipeline, records: Sequence[Record], options: FoldOptio
                     " another folder, or leave out --shard"
                 )
             logger.warning("%s: the files of another protein of this name are replaced", options.out / name)
+            for ending in (".cif", ".pdb", ERRORS):
+                (options.out / f"{name}{ending}").unlink(missing_ok=True)
     failed = _fold_missing(pipeline, todo, table, options, shard) if todo else {}
+    if not failed:
+        _put_together(dict(zip(names, records, strict=True)), options)
+    if options.page and not any(options.out.glob(SHARES)):
+        logger.info("wrote %s", write_fold_page(options.out, names))
     if failed:
         name, error = next(iter(failed.items()))
         raise XtrimoError(
             f"{len(failed)} of {len(own)} proteins could not be written, such as {name} ({error}); all others are"
             f" in {options.out}"
         )
-    _put_together(dict(zip(names, records, strict=True)), options)
     return [scores for name in own if (scores := table[name])]
 
 
@@ -173,28 +181,9 @@ def _fold_missing(
     return failed
 
 
-def file_names(names: Sequence[str]) -> list[str]:
-    """A file name for each record, all different whatever the case of their letters.
-
-    >>> file_names(["sp|P1|A", "x", "X"])
-    ['sp_P1_A', 'x', 'X_2']
-    """
-    found: list[str] = []
-    taken: set[str] = set()
-    for name in names:
-        base = re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".") or "_"
-        unique, number = base[:200], 1
-        while unique.lower() in taken:
-            number += 1
-            unique = f"{base[:200]}_{number}"
-        taken.add(unique.lower())
-        found.append(unique)
-    return found
-
-
 def _paths(options: FoldOptions, name: str) -> list[Path]:
     endings = {"mmcif": (".cif",), "pdb": (".pdb",), "both": (".cif", ".pdb")}[options.format]
-    return [options.out / f"{name}{ending}" for ending in endings]
+    return [options.out / f"{name}{ending}" for ending in (*endings, *((ERRORS,) if options.page else ()))]
 
 
 def _written(prediction: Prediction | DataError, options: FoldOptions, name: str) -> Prediction:
@@ -208,6 +197,8 @@ def _written(prediction: Prediction | DataError, options: FoldOptions, name: str
     for path in _paths(options, name):
         if path.suffix == ".pdb":
             write_pdb(prediction, path)
+        elif path.suffix == ".json":
+            write_pae(prediction, path)
         else:
             write_mmcif(prediction, path, pae=options.pae)
     return prediction

@@ -1,14 +1,15 @@
-"""Sequences to structures: the function `fold`.
+"""Sequences to structures: the function `fold`; and how sure of them the model is, as a reward.
 
 Proteins are folded from short to long, several at once where they are short and of nearly one length, so that hardly
 anything is computed for padding. Memory grows with the square of the length: see `memory`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 from structure.confidence import expected_pae, expected_plddt, predicted_tm
 from structure.features import Features, Protein, collate, read_sequence
@@ -64,6 +65,27 @@ def fold(
             raise answer
         found[number] = answer
     return [found[number] for number in range(len(records))]
+
+
+def mean_plddt(
+    model: str | PathLike[str] | Pipeline,
+) -> Callable[[Sequence[str]], Float64[np.ndarray, "protein"]]:
+    """How sure a folding model is of a protein, as a reward: the mean pLDDT, 0..100; NaN where folding fails.
+
+    Args:
+        model: as `fold` takes it.
+    """
+    pipeline = model if isinstance(model, Pipeline) else load_fold(model)
+
+    def reward(proteins: Sequence[str]) -> Float64[np.ndarray, "protein"]:
+        values = np.full(len(proteins), np.nan)
+        there = [number for number, protein in enumerate(proteins) if protein]
+        records = [Record(f"protein {number + 1}", proteins[number]) for number in there]
+        for place, answer in (item for batch in iter_folded(pipeline, records) for item in batch):
+            values[there[place]] = np.nan if isinstance(answer, DataError) else answer.mean_plddt
+        return values
+
+    return reward
 
 
 def iter_folded(

@@ -1,16 +1,15 @@
 """AlphaFold 2's initial weights (supplement 1.11.4), for modules of OpenFold's port.
 
 The port gives each linear layer a word, `init`, and acts on it only when transformers builds the whole ESMFold; a
-module that is built alone has torch's defaults. Layers without the word, which ESMFold adds, keep these.
+module that is built alone has torch's defaults. Layers of ours draw their weights themselves.
 """
 
 import math
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from structure.openfold import FoldingBlock, InvariantPointAttention, Linear
+from structure.openfold import InvariantPointAttention, Linear
 
 HEAD_WEIGHT = math.log(math.e - 1)  # softplus of it is 1
 
@@ -23,12 +22,12 @@ def initialise(model: nn.Module) -> None:
                 _linear(module)
             elif isinstance(module, InvariantPointAttention):
                 nn.init.constant_(module.head_weights, HEAD_WEIGHT)
-        for module in model.modules():  # last: ESMFold's own zeros go before what their layers say
-            if isinstance(module, FoldingBlock):
-                for branch in _branches(module):
-                    nn.init.zeros_(branch.weight)
-                    if branch.bias is not None:
-                        nn.init.zeros_(branch.bias)
+
+
+def lecun_(weight: Tensor, gain: float = 1.0) -> None:
+    """Normal, of variance gain / inputs, cut at two deviations, which takes 12 % off the deviation."""
+    std = math.sqrt(gain / weight.shape[1]) / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 def _linear(layer: nn.Linear) -> None:
@@ -44,14 +43,5 @@ def _linear(layer: nn.Linear) -> None:
             nn.init.xavier_uniform_(layer.weight)
         case "normal":
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-        case kind:  # default: LeCun, relu: He; both cut at two deviations, which takes 12 % off the deviation
-            std = math.sqrt((2.0 if kind == "relu" else 1.0) / layer.in_features) / 0.87962566103423978
-            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-
-
-def _branches(block: Any) -> list[nn.Linear]:
-    return [
-        block.tri_mul_in.linear_z, block.tri_mul_out.linear_z, block.tri_att_start.mha.linear_o,
-        block.tri_att_end.mha.linear_o, block.sequence_to_pair.o_proj, block.pair_to_sequence.linear,
-        block.seq_attention.o_proj, block.mlp_seq.mlp[-2], block.mlp_pair.mlp[-2],
-    ]  # fmt: skip
+        case kind:  # default: LeCun, relu: He
+            lecun_(layer.weight, gain=2.0 if kind == "relu" else 1.0)

@@ -5,6 +5,7 @@ Each figure is a mean over chains, with the interval that the luck of the chains
     lddt, tm            of C-alphas; of the atoms that the model places
     precision@L/5       long-range contacts, 24 residues apart or more, by P(C-betas nearer than 8 A) of the distogram
     correlation         of pLDDT with the true lDDT, over residues (Pearson)
+    calibration_error   points that pLDDT is off the true lDDT, on average over tenths of pLDDT
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,8 @@ class Judged:
     """0..100, of the residues that were seen."""
     true_lddt: Float[np.ndarray, "residue"]
     """0..100."""
+    logits: Float[np.ndarray, "residue bin"]
+    """Of the lDDT of these residues' C-alphas, as the model says them."""
 
 
 def folded(module: nn.Module, protein: Protein) -> Folded:
@@ -80,11 +83,15 @@ def judge_chain(module: nn.Module, example: Example, read: Read) -> Judged:
     atoms = found.atoms[-1, 0].float().cpu().numpy()
     reference = np.where(example.seen[..., None] > 0, example.atoms, np.nan)
     said = compare(atoms, reference)
-    plddt = expected_plddt(found.lddt[0, :, CA_ATOM]).float().cpu().numpy()
+    logits = found.lddt[0, :, CA_ATOM].float().cpu()
+    plddt = expected_plddt(logits).numpy()
     true = 100 * lddt_of_residues(atoms[:, CA].astype(float), reference[:, CA].astype(float))
     known = np.isfinite(true)
     precision = ranked_precision(contact_probability(found.distogram[0]).cpu().numpy(), c_betas(reference), 5)
-    return Judged(lddt=said.lddt, tm=said.tm, precision=precision, plddt=plddt[known], true_lddt=true[known])
+    return Judged(
+        lddt=said.lddt, tm=said.tm, precision=precision, plddt=plddt[known], true_lddt=true[known],
+        logits=logits.numpy()[known],
+    )  # fmt: skip
 
 
 def contact_probability(logits: Float[Tensor, "length length bin"]) -> Float[Tensor, "length length"]:
@@ -94,15 +101,25 @@ def contact_probability(logits: Float[Tensor, "length length bin"]) -> Float[Ten
     return logits.float().softmax(-1)[..., :-1] @ below  # the last bin has no end
 
 
-def judge(model: nn.Module, untrained: nn.Module, examples: Sequence[Example], read: Read) -> dict[str, Any]:
-    """The figures of a trained model and of its twin before training, for results.json."""
+def judge(
+    model: nn.Module, untrained: nn.Module, examples: Sequence[Example], read: Read, *, temperature: float = 1.0
+) -> dict[str, Any]:
+    """The figures of a trained model and of its twin before training, for results.json.
+
+    Args:
+        temperature: by which the model's logits of the lDDT have been divided; what they say without is told as well.
+    """
     ours = [judge_chain(model.eval(), example, read) for example in examples]
     before = [judge_chain(untrained.eval(), example, read) for example in examples]
     plddt = np.concatenate([chain.plddt for chain in ours])
     true = np.concatenate([chain.true_lddt for chain in ours])
+    logits = torch.from_numpy(np.concatenate([chain.logits for chain in ours]))
+    raw = expected_plddt(logits * temperature).numpy()
     return {
         "num_chains": len(ours), "trained": _figures(ours), "untrained": _figures(before),
-        "correlation": float(np.corrcoef(plddt, true)[0, 1]), "reliability": reliability(plddt, true),
+        "correlation": _correlation(plddt, true), "calibration_error": calibration_error(plddt, true),
+        "calibration_error_before": calibration_error(raw, true),
+        "reliability": reliability(plddt, true), "reliability_before": reliability(raw, true),
         "chains": [_finite({name: getattr(chain, name) for name in FIGURES}) for chain in ours],
     }  # fmt: skip
 
@@ -134,6 +151,20 @@ def reliability(plddt: Float[np.ndarray, "residue"], true: Float[np.ndarray, "re
     return rows
 
 
+def calibration_error(plddt: Float[np.ndarray, "residue"], true: Float[np.ndarray, "residue"]) -> float:
+    """How far the mean pLDDT of the residues in each tenth of it is off the mean true lDDT, over residues; 0..100."""
+    rows = reliability(plddt, true)
+    off = sum(row["num_residues"] * abs(row["plddt"] - row["lddt"]) for row in rows)
+    return off / max(1, sum(row["num_residues"] for row in rows))
+
+
+def _correlation(plddt: Float[np.ndarray, "residue"], true: Float[np.ndarray, "residue"]) -> float | None:
+    """Pearson; None where one of both is a constant."""
+    if len(plddt) < 2 or min(plddt.std(), true.std()) == 0:
+        return None
+    return float(np.corrcoef(plddt, true)[0, 1])
+
+
 def report(results: Mapping[str, Any]) -> str:
     """What `train-fold` prints."""
     test = results["test"]
@@ -142,4 +173,10 @@ def report(results: Mapping[str, Any]) -> str:
     for name in test["trained"]:
         trained, before = (Estimate(**test[which][name]) for which in ("trained", "untrained"))
         lines.append(f"  {name:<10}{trained}   untrained {before}")
-    return "\n".join([*lines, f"  pLDDT correlates with the true lDDT by {test['correlation']:.2f}"])
+    correlation = "nothing: one of them is a constant" if test["correlation"] is None else f"{test['correlation']:.2f}"
+    lines.append(f"  pLDDT correlates with the true lDDT by {correlation}")
+    if "calibration" in results:  # which runs of earlier versions lack
+        after, before = test["calibration_error"], test["calibration_error_before"]
+        lines.append(f"  pLDDT is off by {after:.1f} points, {before:.1f} before calibration")
+        lines.append(f"  {results['calibration']['said']}")
+    return "\n".join(lines)

@@ -1,16 +1,14 @@
 """How finely the work over pairs is cut, so that a protein fits into memory.
 
-Uncut, a trunk holds some COPIES of the pairs, of `pair_width` numbers each, and triangle attention (`esmfold`) a row
-for each pair; in chunks the first is about a third of that, the second only the chunk's, and the results are the same
-to the bit. So the chunk follows from the memory that is free, and after an out-of-memory error it is halved; a protein
-that does not fit with a chunk of 1 is refused.
+The trunk without gradients holds the pairs and two copies of them; on a CPU its other work is cut as the cache asks
+(`triangle.rows_at_once`), on a GPU it takes all rows at once where COPIES of the pairs fit, else a chunk of them. The
+results are the same to the bit. After an out-of-memory error the chunk is halved; a protein that does not fit with a
+chunk of 1 is refused. What is not cut is the attention to points of the structure module, of OpenFold's port, at whose
+peak there are two numbers for each coordinate of each head's four points and each pair.
 """
 
 import logging
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,6 +16,7 @@ import torch
 from structure.config import FoldConfig
 from xtrimo.batch import is_memory_short
 from xtrimo.errors import ConfigError, MemoryShortError
+from xtrimo.free_memory import free_bytes
 from xtrimo.log import warn_once
 
 logger = logging.getLogger(__name__)
@@ -25,44 +24,12 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 COPIES = 14
 FIRST_CHUNK = 64
-UNKNOWN_BYTES = 4 * 10**9
-"""Taken as free where the system does not say."""
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
-        return torch.cuda.mem_get_info(device)[0] + kept
-    return min(_system_bytes(), _group_bytes())
-
-
-def _group_bytes() -> int:
-    """Memory that is left to the control group of a container or a job; without one, more than there is."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such group, or "max"
-        return sys.maxsize
-
-
-def _system_bytes() -> int:
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError):
-            return UNKNOWN_BYTES
 
 
 def pairs_bytes(config: FoldConfig, length: int, batch: int = 1) -> int:
-    """What uncut work over pairs takes at its peak, about; triangle attention looks from each pair at a whole row."""
+    """What uncut work over pairs takes at its peak, about."""
     width = max(config.pair_width, config.num_point_heads * 4, 64)
-    triangles = 3 * config.num_pair_heads * length if config.trunk == "esmfold" else 0
-    return batch * length**2 * (COPIES * width + triangles) * 4
+    return batch * length**2 * COPIES * width * 4
 
 
 class Chunks:

@@ -160,17 +160,28 @@ def best_scores(model: Points, reference: Points, num_reference: int) -> tuple[f
     scale_ang = tm_scale_ang(num_reference)
     near_ang = float(np.clip(scale_ang, 4.5, 8.0))  # what is taken in; the first time less, as fragments fit worse
     best_tm, best_within = 0.0, np.zeros(len(GDT_CUTOFFS_ANG))
-    for squares in _superpositions(model, reference, near_ang):
+    for squares, _ in _superpositions(model, reference, near_ang):
         best_tm = max(best_tm, float((1.0 / (1.0 + squares / scale_ang**2)).sum(1).max()))
         within = [(squares <= cutoff**2).sum(1).max() for cutoff in GDT_CUTOFFS_ANG]
         best_within = np.maximum(best_within, within)
     return best_tm / num_reference, float(best_within.mean()) / num_reference
 
 
+def best_core(model: Points, reference: Points, num_reference: int) -> Bool[np.ndarray, "residue"]:
+    """The residues which, laid on each other, give the largest TM-score; arguments as of `best_scores`."""
+    scale_ang = tm_scale_ang(num_reference)
+    best_tm, best = -1.0, np.ones(len(model), dtype=bool)
+    for squares, chosen in _superpositions(model, reference, float(np.clip(scale_ang, 4.5, 8.0))):
+        scores = (1.0 / (1.0 + squares / scale_ang**2)).sum(1)
+        if scores.max() > best_tm:
+            best_tm, best = float(scores.max()), chosen[int(scores.argmax())]
+    return best
+
+
 def _superpositions(
     model: Points, reference: Points, near_ang: float
-) -> Iterator[Float64[np.ndarray, "start residue"]]:
-    """The squared distances of all residues in every superposition tried, many at a time."""
+) -> Iterator[tuple[Float64[np.ndarray, "start residue"], Starts]]:
+    """Every superposition tried, many at a time: the squared distances of all residues, and which are superposed."""
     # centred at the origin, where the squares below lose least to rounding
     pair = _Pair(model - model.mean(0), reference - reference.mean(0))
     starts = _fragments(len(model))
@@ -178,7 +189,7 @@ def _superpositions(
         chosen = starts[begin : begin + max(1, AT_ONCE // len(model))]
         for step in range(STEPS):
             squares = pair.squares(chosen)
-            yield squares
+            yield squares, chosen
             taken = _near(squares, near_ang - 1.0 if step == 0 else near_ang + 1.0)
             chosen = np.unique(taken[(taken != chosen).any(1)], axis=0)  # many starts meet
             if not len(chosen):

@@ -17,13 +17,12 @@ from transformers.models.esm.openfold_utils.feats import (
 from transformers.models.esm.openfold_utils.rigid_utils import Rigid, Rotation
 
 __all__ = [
-    "EsmConfig", "EsmFoldConfig", "EsmForProteinFolding", "FoldingBlock", "InvariantPointAttention", "Linear",
+    "EsmConfig", "EsmFoldConfig", "EsmForProteinFolding", "InvariantPointAttention", "Linear",
     "RelativePosition", "Rigid", "Rotation", "StructureModule", "StructureModuleConfig", "TrunkConfig", "compute_tm",
     "constants", "frames_and_literature_positions_to_atom14_pos", "torsion_angles_to_frames",
 ]  # fmt: skip
 
 EsmForProteinFolding = port.EsmForProteinFolding
-FoldingBlock = port.EsmFoldTriangularSelfAttentionBlock
 InvariantPointAttention = port.EsmFoldInvariantPointAttention
 Linear = port.EsmFoldLinear
 RelativePosition = port.EsmFoldRelativePosition

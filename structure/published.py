@@ -3,7 +3,8 @@
     theirs                                   ours
     esm_s_combine, esm_s_mlp, embedding      embedder.layer_weights, embedder.mlp, embedder.residues
     trunk.pairwise_positional_embedding      trunk.apart
-    trunk.blocks, trunk.recycle_*            trunk.blocks, trunk.recycle_*
+    trunk.blocks                             trunk.blocks, as `packed_block` has them
+    trunk.recycle_*                          trunk.recycle_*
     trunk.trunk2sm_s, trunk.trunk2sm_z       single_in, pair_in
     trunk.structure_module                   structure
     distogram_head, ptm_head, lddt_head      confidence.distogram, confidence.pae, confidence.lddt
@@ -12,9 +13,11 @@ Its head for masked residues, `lm_head`, is not read. Its `max_recycles` counts 
 """
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -37,12 +40,38 @@ NAMES = (
     ("trunk.trunk2sm_s.", "single_in."),
     ("trunk.trunk2sm_z.", "pair_in."),
     ("trunk.structure_module.", "structure."),
-    ("trunk.blocks.", "trunk.blocks."),
     ("distogram_head.", "confidence.distogram."),
     ("ptm_head.", "confidence.pae."),
     ("lddt_head.", "confidence.lddt."),
 )
 """How a weight's name begins there and here."""
+BLOCKS = "trunk.blocks."
+BLOCK_NAMES = {
+    "single_attention.norm": "layernorm_1",
+    "single_attention.norm_pair": "pair_to_sequence.layernorm",
+    "single_attention.bias.project": "pair_to_sequence.linear",
+    "single_attention.attention.project_out": "seq_attention.o_proj",
+    "single_transition.norm": "mlp_seq.mlp.0", "single_transition.expand": "mlp_seq.mlp.1",
+    "single_transition.contract": "mlp_seq.mlp.3",
+    "single_to_pair.norm": "sequence_to_pair.layernorm", "single_to_pair.project_in": "sequence_to_pair.proj",
+    **{
+        f"{ours}.{mine}": " ".join(f"{theirs}.{name}" for name in other.split())
+        for ours, theirs in (("outgoing", "tri_mul_out"), ("incoming", "tri_mul_in"))
+        for mine, other in (
+            ("norm_in", "layer_norm_in"), ("norm_out", "layer_norm_out"), ("project_in", "linear_a_p linear_b_p"),
+            ("gate_in", "linear_a_g linear_b_g"), ("project_out", "linear_z"), ("gate_out", "linear_g"),
+        )
+    },
+    **{
+        f"{ours}.{mine}": f"{theirs}.{other}"
+        for ours, theirs in (("starting", "tri_att_start"), ("ending", "tri_att_end"))
+        for mine, other in (
+            ("norm", "layer_norm"), ("bias.project", "linear"), ("attention.project_out", "mha.linear_o"),
+        )
+    },
+    "transition.norm": "mlp_pair.mlp.0", "transition.expand": "mlp_pair.mlp.1", "transition.contract": "mlp_pair.mlp.3",
+}  # fmt: skip
+"""Layers of a block here and there; two of theirs are one above the other here."""
 NOT_READ = ("esm.", "lm_head.", "af2_to_esm")
 MAY_BE_MISSING = ("esm.contact_head.", "lm_head.", "af2_to_esm")
 """Weights that folding does not ask for; the published ESMFold has no contact head."""
@@ -95,14 +124,60 @@ def load_esmfold(directory: Path, *, device: str = "cpu") -> "Pipeline":
 
 def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their weights under our names."""
-    found = {}
+    found, blocks = {}, defaultdict[str, dict[str, Tensor]](dict)
     for name, weight in weights.items():
         known = next((pair for pair in NAMES if name.startswith(pair[0])), None)
         if known:
             found[known[1] + name.removeprefix(known[0])] = weight
+        elif name.startswith(BLOCKS):
+            number, _, inner = name.removeprefix(BLOCKS).partition(".")
+            blocks[number][inner] = weight
         elif not name.startswith(NOT_READ):
             raise CheckpointError(f"ESMFold has no weight {name}")
+    for number, block in blocks.items():
+        found |= {f"{BLOCKS}{number}.{name}": weight for name, weight in packed_block(block).items()}
     return found
+
+
+def packed_block(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of one of their blocks as `folding_block.FoldingBlock` has them.
+
+    Its attention of residues has q, k and v of one head after the other; here all q come first.
+
+    Raises:
+        CheckpointError: weights that such a block does not have, or lacks.
+    """
+    left = dict(theirs)
+    try:
+        found = {
+            f"{ours}.{kind}": _stacked([left.pop(f"{name}.{kind}") for name in names.split()])
+            for ours, names in BLOCK_NAMES.items()
+            for kind in ("weight", "bias")
+            if f"{names.split()[0]}.{kind}" in left
+        }
+        heads = theirs["pair_to_sequence.linear.weight"].shape[0]
+        single, theirs_single = "single_attention.attention", "seq_attention"
+        by_head = left.pop(f"{theirs_single}.proj.weight").unflatten(0, (heads, 3, -1))
+        q_k_v = by_head.transpose(0, 1).flatten(0, 2)
+        found[f"{single}.project_in.weight"] = torch.cat((q_k_v, left.pop(f"{theirs_single}.g_proj.weight")))
+        found[f"{single}.gate_bias"] = left.pop(f"{theirs_single}.g_proj.bias")
+        for ours, inner in (("starting", "tri_att_start.mha"), ("ending", "tri_att_end.mha")):
+            stacked = torch.cat([left.pop(f"{inner}.linear_{letter}.weight") for letter in "qkvg"])
+            found[f"{ours}.attention.project_in.weight"] = stacked
+            found[f"{ours}.attention.gate_bias"] = left.pop(f"{inner}.linear_g.bias")
+        products, differences = left.pop("sequence_to_pair.o_proj.weight").chunk(2, dim=1)
+        found["single_to_pair.products.weight"] = products.contiguous()
+        found["single_to_pair.differences.weight"] = differences.contiguous()
+        found["single_to_pair.products.bias"] = left.pop("sequence_to_pair.o_proj.bias")
+    except KeyError as error:
+        raise CheckpointError(f"a block of ESMFold lacks the weight {error}; download it again") from error
+    if left:
+        raise CheckpointError(f"a block of ESMFold has no weight {', '.join(sorted(left))}")
+    return found
+
+
+def _stacked(weights: list[Tensor]) -> Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
 
 
 def fold_config(theirs: Any, directory: Path) -> FoldConfig:

@@ -1,6 +1,8 @@
 """Proteins as a folding model reads them: a language model's states, from the model itself or from a file of them."""
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -8,11 +10,13 @@ from torch import Tensor
 
 from structure.config import FoldConfig
 from structure.features import Protein, read_sequence
+from xtrimo.embedding_file import fingerprint
 from xtrimo.errors import SequenceError
 from xtrimo.fasta import CHAIN_BREAK
 from xtrimo.log import warn_once
 from xtrimo.pair_maps import PairMaps
-from xtrimo.states import Source
+from xtrimo.states import LiveStates, Source
+from xtrimo.states_file import CacheKey, cached_states
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +84,28 @@ class Reader:
                     maps[own, own] = square(pairs.cpu().float(), len(chain))
                 start += len(chain)
         return {"states": torch.cat(states), "maps": maps}
+
+
+def with_cache(reader: Reader, folder: Path, sequences: Sequence[str]) -> Reader:
+    """The same reader, with states from a file of `folder`: computed into it, or found there from another time.
+
+    The file is one of the very chains and language model, in fp16, as training reads them. A chain longer than the
+    language model's training rows is read in windows.
+
+    Raises:
+        SequenceError: as `Reader.check`; before anything is computed.
+        XtrimoError: the file cannot be written.
+    """
+    live = reader.source
+    if not isinstance(live, LiveStates):
+        return reader
+    for sequence in sequences:
+        reader.check(sequence)
+    chains = list(dict.fromkeys(chain for sequence in sequences for chain in sequence.upper().split(CHAIN_BREAK)))
+    key = CacheKey(model_hash=fingerprint(live.backbone), dtype=str(torch.float32), layers=live.layers, pooled=False)
+    num_maps = reader.config.num_lm_maps if live.maps else 0
+    source = cached_states(folder, live.backbone, key, chains, num_maps=num_maps)
+    return Reader(source, reader.config, max_length=reader.max_length, trained_length=reader.trained_length)
 
 
 def square(pairs: PairMaps, length: int) -> Float[Tensor, "length length map"]:

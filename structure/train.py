@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from structure.calibration import apply_temperature, calibrate
 from structure.config import FoldConfig
 from structure.data import Crop, CropSampler, Example, Split, read_split
 from structure.features import Protein, collate
 from structure.fold_directory import FoldFacts, save_fold, with_lm
-from structure.judging import judge, mean_lddt
+from structure.judging import judge, judge_chain, mean_lddt
 from structure.losses import BACKBONE_SLOTS, Truth, terms, total
 from structure.model import FoldModel
 from structure.openfold import constants
@@ -88,13 +89,18 @@ def train_fold(options: TrainFoldOptions) -> dict[str, Any]:
     if not main_rank():
         return {}
     training = {"data": options.data.name, "steps": progress.best_step, "crop_length": options.crop_length}
-    save_fold(options.out / "model", model, replace(facts, training=training))
+    watched = split.valid[: options.valid_chains]
+    calibration = calibrate([judge_chain(model.eval(), example, trainer.protein) for example in watched])
+    apply_temperature(model, calibration.temperature)
+    training["calibration"] = str(calibration)
+    save_fold(options.out / "model", model, replace(facts, config=model.config, training=training))
     held_out = (split.test or split.valid)[: options.test_chains]
     untrained = _new(config, options.seed).to(options.device)
     results = {
         "valid_lddt": progress.best, "best_step": progress.best_step, "num_train": len(split.train),
         "left_out": dict(split.left_out), "judged_on": "test" if split.test else "valid",
-        "test": judge(model, untrained, held_out, trainer.protein),
+        "calibration": calibration.to_dict(),
+        "test": judge(model, untrained, held_out, trainer.protein, temperature=calibration.temperature),
     }  # fmt: skip
     write_json(options.out / RESULTS, results)
     return results
@@ -201,7 +207,9 @@ def _cached_reader(split: Split, lm: Backbone | None, facts: FoldFacts, options:
 def _settings(options: TrainFoldOptions, facts: FoldFacts, split: Split) -> dict[str, Any]:
     """All that decides the result."""
     asked = {name: getattr(options, name) for name in options.__slots__ if name not in FREE}
-    return {**asked, **asdict(facts), "chains": _fingerprint(split)}
+    known = asdict(facts)
+    del known["config"]["lddt_temperature"]  # which training finds
+    return {**asked, **known, "chains": _fingerprint(split)}
 
 
 def _fingerprint(split: Split) -> str:

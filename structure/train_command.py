@@ -8,6 +8,7 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes
 
 from structure.config import PRESETS, FoldConfig
+from xtrimo.answer import give
 from xtrimo.errors import ConfigError
 from xtrimo.training import ranks
 from xtrimo.training_config import EngineOptions, TrainingConfig
@@ -118,5 +119,4 @@ def main(args: Sequence[str] | None = None) -> None:
         options.engine.check_batch(options.batch_size, world)
         results = train_fold(options)
     if rank == 0:
-        print(report(results))
-        print(options.out / "model")
+        give({**results, "model": options.out / "model"}, f"{report(results)}\n{options.out / 'model'}")

@@ -1,7 +1,7 @@
 """The two trunks: what they make of single and pair before the structure module reads them.
 
 trimul    pairs alone, by `triangle.PairBlock`s; the residues stay as embedded
-esmfold   Lin et al. 2023: triangle attention and a track of residues beside it, recycled, by OpenFold's port
+esmfold   Lin et al. 2023: triangle attention and a track of residues beside it (`folding_block`), recycled
 """
 
 from typing import Protocol
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from structure.config import MAX_RESIDUES_APART, FoldConfig
 from structure.embedder import PairStart
 from structure.features import Features
-from structure.openfold import FoldingBlock, RelativePosition, TrunkConfig, constants
+from structure.folding_block import FoldingBlock
+from structure.openfold import RelativePosition, TrunkConfig, constants
 from structure.triangle import PairBlock
 
 Single = Float[Tensor, "batch length single"]
@@ -68,14 +69,20 @@ class EsmFoldTrunk(nn.Module):
 
     def __init__(self, config: FoldConfig) -> None:
         super().__init__()
-        shape = TrunkConfig(
-            num_blocks=config.num_blocks, sequence_state_dim=config.single_width, pairwise_state_dim=config.pair_width,
-            sequence_head_width=config.single_width // config.num_single_heads,
-            pairwise_head_width=config.pair_width // config.num_pair_heads,
-            position_bins=MAX_RESIDUES_APART, dropout=config.dropout,
+        self.apart = RelativePosition(
+            TrunkConfig(
+                pairwise_state_dim=config.pair_width,
+                pairwise_head_width=config.pair_width // config.num_pair_heads,
+                position_bins=MAX_RESIDUES_APART,
+            )
+        )
+        self.blocks = nn.ModuleList(
+            FoldingBlock(
+                config.single_width, config.pair_width, config.num_single_heads, config.num_pair_heads,
+                dropout=config.dropout,
+            )
+            for _ in range(config.num_blocks)
         )  # fmt: skip
-        self.apart = RelativePosition(shape)
-        self.blocks = nn.ModuleList(FoldingBlock(shape) for _ in range(config.num_blocks))
         self.recycle_single = nn.LayerNorm(config.single_width)
         self.recycle_pair = nn.LayerNorm(config.pair_width)
         self.recycle_distance = nn.Embedding(NUM_RECYCLED_BINS, config.pair_width)
@@ -88,11 +95,14 @@ class EsmFoldTrunk(nn.Module):
         before = single if last is None else last.single
         z = single.new_zeros(*single.shape[:2], single.shape[1], self.recycle_pair.normalized_shape[0])
         single = single + self.recycle_single(torch.zeros_like(before) if last is None else last.single)
-        z = z + self.recycle_pair(z if last is None else last.pair) + self.recycle_distance(_bins(features, last))
-        z = z if pair is None else z + pair
-        z = z + self.apart(features.index, mask=features.mask.bool())
+        z = self.recycle_pair(z if last is None else last.pair)
+        z += self.recycle_distance(_bins(features, last))
+        if pair is not None:
+            z += pair
+        z += self.apart(features.index, mask=features.mask.bool())
+        mask = pair_mask(features.mask)
         for block in self.blocks:
-            single, z = block(single, z, mask=features.mask, chunk_size=chunk)
+            single, z = block(single, z, features.mask, mask, chunk)
         return single, z
 
 
@@ -114,6 +124,13 @@ def _bins(features: Features, last: Recycled | None) -> Int[Tensor, "batch lengt
 def pair_mask(mask: Float[Tensor, "batch length"]) -> Float[Tensor, "batch length length"]:
     """1 for pairs of two residues."""
     return mask[:, :, None] * mask[:, None]
+
+
+def in_bf16(trunk: nn.Module) -> None:
+    """Let the blocks of a trunk take their products in bf16; pairs, residues, norms and embeddings stay in fp32."""
+    for layer in trunk.get_submodule("blocks").modules():
+        if isinstance(layer, nn.Linear):
+            layer.to(torch.bfloat16)
 
 
 TRUNKS: dict[str, type[TrimulTrunk] | type[EsmFoldTrunk]] = {"trimul": TrimulTrunk, "esmfold": EsmFoldTrunk}

@@ -1,4 +1,4 @@
-"""Predictions as files: PDB, mmCIF by the ModelCIF dictionary, and a table of scores. Each is whole or not there.
+"""Predictions as files: PDB, mmCIF by the ModelCIF dictionary, PAE, and a table of scores. Each is whole or not there.
 
 Residues count from 1 in each chain, chains are A, B, ... as in the sequence, and the B column of an atom is its pLDDT,
 0..100. A letter that is no amino acid with a name of its own is UNK.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 
 from structure.prediction import Prediction
 from xtrimo import __version__
@@ -32,6 +32,9 @@ NAMES = {
     "U": "SEC", "V": "VAL", "W": "TRP", "Y": "TYR",
 }  # fmt: skip
 UNKNOWN = "UNK"
+MOST_ERROR_ANG = 31.75
+"""The largest PAE that the heads of `confidence` can say."""
+PAIRS = "loop_\n_ma_qa_metric_local_pairwise."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +83,25 @@ def read_scores(path: Path) -> list[Scores]:
         return [Scores(**entry) for entry in json.loads(path.read_text("utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is no list of scores ({error}); remove it, and fold again") from error
+
+
+def write_pae(prediction: Prediction, path: Path) -> None:
+    """The expected errors of pairs as JSON, laid out as in AlphaFold's database, which other programs read; 0.01 A."""
+    rows = np.round(prediction.pae_ang.astype(np.float64), 2).tolist()
+    content = [{"predicted_aligned_error": rows, "max_predicted_aligned_error": MOST_ERROR_ANG}]
+    write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def read_pae(path: Path) -> Float64[np.ndarray, "length length"]:
+    """What `write_pae`, or AlphaFold's database, wrote: angstrom.
+
+    Raises:
+        DataError: no such file.
+    """
+    try:
+        return np.array(json.loads(path.read_text("utf-8"))[0]["predicted_aligned_error"], dtype=np.float64)
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise DataError(f"{path} holds no errors of pairs ({error}); remove it, and fold again") from error
 
 
 def write_pdb(prediction: Prediction, path: Path) -> None:
@@ -242,3 +264,9 @@ def _add_scores(built: Any, prediction: Prediction, units: Sequence[Any], softwa
             built.qa_metrics += [
                 error(residue, other, round(value, 2)) for other, value in zip(residues, row, strict=True)
             ]
+
+
+def without_pairs(text: str) -> str:
+    """An mmCIF file of `write_mmcif` without the expected errors of pairs; any other text as it is."""
+    before, found, rest = text.partition(PAIRS)
+    return before + rest.partition("\n#\n")[2] if found else text

@@ -13,7 +13,7 @@ from pyhmmer.plan7 import Background, Builder
 from examples import infill_families as example
 from generate.membership import bit_scores
 from xtrimo import checkpoint
-from xtrimo.errors import DataError
+from xtrimo.errors import ConfigError, DataError
 from xtrimo.fasta import Record, write_fasta
 from xtrimo.model import GLM
 from xtrimo.testing import toy_config, toy_sequences
@@ -50,6 +50,13 @@ def test_a_span_is_a_prompt_of_what_is_around_it() -> None:
         assert str(span.prompt) == text
         assert span.filled(span.truth) == protein.sequence
         assert len(span.filled("W" * 20)) == 26 and span.filled("W" * 20)[start : start + 20] == "W" * 20
+
+
+def test_a_tag_stands_in_front() -> None:
+    span = example.Span(Record("p", "MKT" + "A" * 20), "toy", 3, "family")
+    assert str(span.prompt) == "<family=toy>MKT[20]"
+    options = example.Options(data=Path(), model="", temperature=0.8)
+    assert options.temperatures == {"drawn": 0.8, "likeliest": 0.0}
 
 
 def test_columns_by_hand() -> None:
@@ -127,3 +134,7 @@ def test_the_command_writes_its_page(
     assert {"smask", "mlm", "composition", "3-gram", "consensus", "smask - mlm, drawn"} <= rows.keys()
     assert rows["smask"].count("(") == 4 and rows["consensus"].count("(") == 2
     assert (tmp_path / "out/infilling.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="0 members have a span"):
+        example.main([*arguments, "--families", "other"])
+    with pytest.raises(ConfigError, match="no tag <family=toy>"):
+        example.main([*arguments, "--tag", "family", "--by", "smask"])

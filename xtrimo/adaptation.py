@@ -6,6 +6,7 @@ query_key_value, dense, dense_h_to_4h and dense_4h_to_h. Rank and alpha 16 are t
 
 import re
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,7 +97,8 @@ def save_adapted(backbone: nn.Module, method: Method, folder: Path) -> None:
     if method == "lora":
         from peft import get_peft_model_state_dict
 
-        config: Any = backbone.peft_config["default"]  # type: ignore[index]
+        config: Any = copy(backbone.peft_config["default"])  # type: ignore[index]
+        config.target_modules = sorted(config.target_modules)  # a set, whose order is another in each process
         config.save_pretrained(folder / ADAPTER)
         save_file(_whole(get_peft_model_state_dict(backbone)), folder / ADAPTER / ADAPTER_WEIGHTS)
     if method == "full":

@@ -135,6 +135,7 @@ class Kind(NamedTuple):
 KINDS = (
     Kind("xtrimo", lambda content: "format" in content, "xtrimo.checkpoint:load"),
     Kind("ProteinGLM", published.is_published, "xtrimo.published:load"),
+    Kind("Hugging Face", lambda content: content.get("model_type") == "xtrimo", "xtrimo.huggingface_files:load"),
     Kind("ESM-2", lambda content: content.get("model_type") == "esm", "xtrimo.esm:load"),
     Kind("ESM C", lambda content: content.get("model_type") == "esmc", "xtrimo.esm:load"),
     Kind(

@@ -2,6 +2,8 @@
 
 `config.json` holds the GLMConfig and, per weights file, its size and SHA-256: a file that was cut or altered is refused
 before a tensor is read. Weights are memory-mapped and cast one tensor at a time. No pickle is read or written here.
+
+Beside a model of ours in another layout lies `xtrimo.json`, with what our `config.json` would say.
 """
 
 import hashlib
@@ -10,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,12 +20,31 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xtrimo.config import GLMConfig
-from xtrimo.errors import CheckpointError
+from xtrimo.errors import CheckpointError, ConfigError
 from xtrimo.model import GLM
 
 FORMAT = 1
 MAX_SHARD_BYTES = 5 * 10**9
-CONFIG, CARD = "config.json", "MODEL_CARD.md"
+CONFIG, CARD, INDEX = "config.json", "MODEL_CARD.md", "model.safetensors.index.json"
+_ALIGNED = 8  # bytes that a tensor of any dtype may begin at
+
+
+class Stated(NamedTuple):
+    """What a model directory says of itself."""
+
+    config: GLMConfig
+    files: Mapping[str, Mapping[str, Any]]
+    """Weights file -> its bytes and sha256."""
+    weights_sha256: str | None = None
+    """Of the weights under our names, whatever files they lie in (see conversion.py); None where nobody counted it."""
+    quantized: Mapping[str, Any] | None = None
+    """How the weights were quantized, and what was lost by it (see quantizing.py)."""
+
+    def to_json(self) -> str:
+        """The text of a config.json."""
+        facts = {"weights_sha256": self.weights_sha256, "quantized": self.quantized}
+        kept = {name: value for name, value in facts.items() if value is not None}
+        return json.dumps({"format": FORMAT, **self.config.to_dict(), **kept, "files": self.files}, indent=1) + "\n"
 
 
 def save(model: GLM, directory: str | os.PathLike[str], *, notes: str = "") -> Path:
@@ -52,15 +73,9 @@ def save_state(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        files = {}
-        shards = list(_shards(state))
-        for number, names in enumerate(shards, start=1):
-            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            save_file({name: state[name].detach().cpu().contiguous() for name in names}, work / file)
-            files[file] = {"bytes": (work / file).stat().st_size, "sha256": _sha256(work / file)}
-        content = {"format": FORMAT, **config.to_dict(), "files": files}
-        (work / CONFIG).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        (work / CARD).write_text(_card(config, notes), "utf-8")
+        stated = Stated(config, save_weights(state, work))
+        (work / CONFIG).write_text(stated.to_json(), "utf-8")
+        (work / CARD).write_text(card(config, notes), "utf-8")
         if target.exists():
             old = target.with_name(f".{target.name}.{os.getpid()}.old")
             target.rename(old)
@@ -75,6 +90,43 @@ def save_state(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def save_weights(
+    state: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    max_bytes: int | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Write tensors as one safetensors file, or as shards with an index as the `transformers` library has them.
+
+    Args:
+        max_bytes: of a shard, unless one tensor is larger; by default 5 GB.
+        dtypes: of the tensors that are cast, by name; they are in memory for one shard at a time.
+
+    Returns:
+        Of each file, its bytes and sha256.
+
+    Raises:
+        CheckpointError: a number that is too large for the dtype it is cast to.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    places: dict[str, str] = {}
+    dtypes = dtypes or {}
+    sizes = {name: weight.numel() * dtypes.get(name, weight.dtype).itemsize for name, weight in state.items()}
+    shards = list(_shards(sizes, max_bytes or MAX_SHARD_BYTES))
+    is_cast = any(state[name].dtype != dtype for name, dtype in dtypes.items())
+    most = max(sum(sizes[name] + _ALIGNED for name in names) for names in shards) if is_cast else 0
+    room = torch.empty(most, dtype=torch.uint8)
+    for number, names in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        files[file] = _save_shard({name: state[name] for name in names}, directory / file, dtypes, room)
+        places |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        (directory / INDEX).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    return files
 
 
 def load(
@@ -118,7 +170,12 @@ def filled(
 
     Raises:
         CheckpointError: naming the first ten weights that are missing, unexpected, twice there, or unlike the config.
+        ConfigError: weights whose products are for CPUs, on another device.
     """
+    if config.quantization == "int8-dynamic" and torch.device(device or "cpu").type != "cpu":
+        raise ConfigError(
+            f"int8-dynamic weights are for the CPU, not for {device}; quantize without --dynamic for that"
+        )
     model = GLM(config, seed=None)  # undefined weights cost nothing; torch's meta device would cost a second of imports
     expected = model.state_dict()
     ours = {theirs: name for name, theirs in names.items()} if names else {name: name for name in expected}
@@ -151,7 +208,7 @@ def _misfit(weight: Tensor, expected: Tensor) -> str | None:
     return None
 
 
-def read_config(directory: Path) -> tuple[GLMConfig, dict[str, Any]]:
+def read_config(directory: Path) -> tuple[GLMConfig, Mapping[str, Any]]:
     """The config of a model directory, and the facts of its weights files.
 
     Raises:
@@ -160,6 +217,15 @@ def read_config(directory: Path) -> tuple[GLMConfig, dict[str, Any]]:
     path = directory / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{directory} is not a model directory: it has no {CONFIG} (`xtrimo export` writes one)")
+    return read_stated(path)[:2]
+
+
+def read_stated(path: Path) -> Stated:
+    """All that a config.json of ours says, or an xtrimo.json.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
         if isinstance(content, dict) and "curriculum" in content:
@@ -171,8 +237,9 @@ def read_config(directory: Path) -> tuple[GLMConfig, dict[str, Any]]:
             isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys() for facts in files.values()
         ):
             raise ValueError("its files are not a table of names, bytes and sha256")
-        return GLMConfig.from_dict(content), files
-    except (ValueError, TypeError) as error:  # also ConfigError, JSON and text decoding errors
+        known = {name: content.pop(name, None) for name in ("weights_sha256", "quantized")}
+        return Stated(GLMConfig.from_dict(content), files, **known)
+    except (OSError, ValueError, TypeError) as error:  # also ConfigError, JSON and text decoding errors
         raise CheckpointError(f"{path} is not a model config: {error}") from error
 
 
@@ -181,26 +248,50 @@ def _foreign(directory: Path) -> list[str]:
     if not directory.is_dir():
         return [directory.name]
     try:
-        known = {CONFIG, CARD, *json.loads((directory / CONFIG).read_text())["files"]}
+        known = {CONFIG, CARD, INDEX, *json.loads((directory / CONFIG).read_text())["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         known = set()
     return sorted(entry.name for entry in directory.iterdir() if entry.name not in known)
 
 
-def _shards(state: Mapping[str, Tensor]) -> Iterator[list[str]]:
+def _shards(sizes: Mapping[str, int], max_bytes: int) -> Iterator[list[str]]:
     names: list[str] = []
-    size = 0
-    for name, weight in state.items():
-        if names and size + weight.nbytes > MAX_SHARD_BYTES:
+    total = 0
+    for name, size in sizes.items():
+        if names and total + size > max_bytes:
             yield names
-            names, size = [], 0
+            names, total = [], 0
         names.append(name)
-        size += weight.nbytes
+        total += size
     yield names
 
 
+def _save_shard(
+    state: Mapping[str, Tensor], path: Path, dtypes: Mapping[str, torch.dtype], room: Tensor
+) -> dict[str, Any]:
+    """Bytes and sha256 of the file. What is cast for it lies in `room`, so that memory never holds more than that."""
+    tensors, used = {}, 0
+    for name, weight in state.items():
+        dtype = dtypes.get(name, weight.dtype)
+        tensors[name] = weight.detach().cpu().contiguous()
+        if dtype != weight.dtype:
+            _require_range(name, weight, dtype)
+            end = used + weight.numel() * dtype.itemsize
+            tensors[name] = room[used:end].view(dtype).view(weight.shape).copy_(weight.detach())
+            used = end + -end % _ALIGNED
+    save_file(tensors, path, metadata={"format": "pt"})  # which transformers asks for
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes for the owner alone
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _require_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:
+    largest = max(abs(edge) for edge in torch.aminmax(weight))
+    if largest.isfinite() and largest.to(dtype).isinf():
+        raise CheckpointError(f"{name} holds {largest:.4g}, which {dtype} has no number for; take bf16")
+
+
 def _read_checked(path: Path, facts: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    _check_bytes(path, facts)
+    check_bytes(path, facts, CONFIG)
     return read_safetensors(path)
 
 
@@ -218,14 +309,19 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(f"{path} is not a safetensors file that can be read: {error}") from error
 
 
-def _check_bytes(path: Path, facts: Mapping[str, Any]) -> None:
+def check_bytes(path: Path, facts: Mapping[str, Any], stated_by: str) -> None:
+    """Refuse a weights file that is not the one whose size and digest were stated, by a file of this name.
+
+    Raises:
+        CheckpointError: it is missing, was cut, or was altered.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; copy the whole model directory again")
     size = path.stat().st_size
     if size != facts["bytes"]:
-        raise CheckpointError(f"{path} has {size} bytes, {CONFIG} says {facts['bytes']}: it was cut; copy it again")
+        raise CheckpointError(f"{path} has {size} bytes, {stated_by} says {facts['bytes']}: it was cut; copy it again")
     if _sha256(path) != facts["sha256"]:
-        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one in {CONFIG}; copy it again")
+        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one in {stated_by}; copy it again")
 
 
 def _sha256(path: Path) -> str:
@@ -233,7 +329,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _card(config: GLMConfig, notes: str) -> str:
+def card(config: GLMConfig, notes: str = "") -> str:
+    """The text of a model card: a table of facts, then the notes."""
     rows = {
         "Parameters": f"{config.num_params:,}",
         "Shape": f"{config.num_layers} x {config.hidden_size}, {config.num_heads} heads, GEGLU {config.ffn_size}",

@@ -16,6 +16,7 @@ import torch
 from xtrimo import fasta
 from xtrimo.backbone import Backbone, load
 from xtrimo.errors import ConfigError, FastaError, XtrimoError
+from xtrimo.log import is_quiet
 from xtrimo.model import GLM
 from xtrimo.tokens import Unknown
 
@@ -178,14 +179,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def progress_bar() -> "Progress":
-    """A bar on stderr with count, speed and time left; silent where stderr is not a terminal."""
+    """A bar on stderr with count, speed and time left; silent with --quiet and where stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # rich would else print to stderr what is printed to stdout while the bar is up
-    return Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False)
+    return Progress(*columns, console=console, disable=is_quiet() or not console.is_terminal, redirect_stdout=False)
 
 
 @contextmanager
@@ -208,7 +209,7 @@ def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
             reported = time.monotonic()
             logger.info("%s: %s of %s %s, %s", what, f"{done:,}", f"{total:,}", unit, speed())
 
-    if not sys.stderr.isatty():  # rich takes a tenth of a second to import
+    if is_quiet() or not sys.stderr.isatty():  # rich takes a tenth of a second to import
         yield log
         return
     with progress_bar() as progress:

@@ -16,7 +16,7 @@ from xtrimo.tokens import CONTROL_WORDS, PUBLISHED_WORDS, VOCAB_SIZE
 Objective = Literal["mlm", "gmask", "smask", "causal"]
 Rotary = Literal["1d", "2d"]
 Direction = Literal["forward", "reverse"]
-Quantization = Literal["none", "int4"]
+Quantization = Literal["none", "int4", "int8", "int8-dynamic"]
 CONVERTED = {"rotary_frequencies": None, "output_bias": False, "quantization": "none"}
 """Fields that only weights from elsewhere set, and what ours have."""
 GENERATIVE: tuple[Objective, ...] = ("gmask", "causal")
@@ -53,7 +53,8 @@ class GLMConfig:
     output_bias: bool = False
     """Whether the output layer adds a bias."""
     quantization: Quantization = "none"
-    """int4: the linear layers of the blocks are stored as signed 4-bit numbers with one scale a row."""
+    """int4, int8: the linear layers of the blocks are stored as signed numbers of so many bits with one scale a row.
+    int8-dynamic: as int8, and multiplied in eight bits, which a CPU does faster."""
     layer_norm_eps: float = 1e-5
     """Added to the variance in each LayerNorm."""
     initializer_std: float = 0.02
@@ -101,7 +102,8 @@ class GLMConfig:
 
     def _check_storage(self) -> None:
         if self.quantization not in get_args(Quantization):
-            raise ConfigError(f"quantization is {self.quantization!r}; it must be none or int4")
+            known = ", ".join(get_args(Quantization))
+            raise ConfigError(f"quantization is {self.quantization!r}; it must be one of {known}")
         if self.quantization == "int4" and (self.hidden_size % 2 or self.ffn_size % 2):
             raise ConfigError(
                 f"int4 stores two numbers of a row in a byte: hidden_size {self.hidden_size} and ffn_size"
@@ -141,7 +143,7 @@ class GLMConfig:
 
     @property
     def num_params(self) -> int:
-        """Number of weights: embedding, blocks, final norm, untied output layer. An int4 weight counts as one."""
+        """Number of weights: embedding, blocks, final norm, untied output layer. A quantized weight counts as one."""
         h, f = self.hidden_size, self.ffn_size
         attention = 3 * h * h + 3 * h + h * h + h
         mlp = h * 2 * f + 2 * f + f * h + h

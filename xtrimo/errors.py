@@ -1,8 +1,13 @@
 """The errors a user can meet. Each message says what we got, what we expected, and what to do about it."""
 
+from typing import ClassVar
+
 
 class XtrimoError(Exception):
     """Every error that xtrimo raises on purpose; the command line prints it without a traceback."""
+
+    exit_status: ClassVar[int] = 2
+    """Of the command that met it."""
 
 
 class ConfigError(XtrimoError, ValueError):
@@ -39,6 +44,20 @@ class TrainingError(XtrimoError):
 
 class StoppedError(XtrimoError):
     """A training run that was asked to stop, and is saved: the same command goes on; the exit status tells scripts."""
+
+    exit_status: ClassVar[int] = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+
+
+class UnwellError(XtrimoError):
+    """`xtrimo doctor` has found something broken that is needed."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class OtherOutputError(XtrimoError):
+    """`xtrimo rerun` has got another output than the first run."""
+
+    exit_status: ClassVar[int] = 1
 
 
 class MissingExtraError(XtrimoError, ImportError):

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -178,6 +178,25 @@ def write_fasta(path: str | Path, records: Iterable[Record], *, width: int = 60)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """A file name for each record, all different whatever the case of their letters.
+
+    >>> file_names(["sp|P1|A", "x", "X"])
+    ['sp_P1_A', 'x', 'X_2']
+    """
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        base = re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".") or "_"
+        unique, number = base[:200], 1
+        while unique.lower() in taken:
+            number += 1
+            unique = f"{base[:200]}_{number}"
+        taken.add(unique.lower())
+        found.append(unique)
+    return found
 
 
 def _format(record: Record, width: int) -> str:

@@ -56,8 +56,11 @@ def attend_by_flex(
 @cache
 def _kernel() -> Callable[..., Any]:
     # Rows differ in length, and each length would be compiled. Uncompiled, FlexAttention builds the token x token
-    # scores; with fullgraph torch raises before it falls back to that.
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    # scores; with fullgraph torch raises before it falls back to that. For sizes that are 1 or happen to be equal it
+    # compiles anew, and the ninth time, by anyone in the process, would be an error: hence a limit out of reach.
+    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    patient: Callable[..., Any] = torch._dynamo.config.patch(recompile_limit=64)(compiled)
+    return patient
 
 
 @lru_cache(maxsize=ROWS_KEPT)

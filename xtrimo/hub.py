@@ -120,6 +120,23 @@ def licence(directory: Path) -> str | None:
     return _stated(directory / "README.md") or LICENCES.get((origin(directory) or "").partition("/")[0])
 
 
+def card_head(licence: str) -> str:
+    """The YAML head of a README.md that states a licence, as `licence` reads it.
+
+    >>> card_head("CC-BY-NC-4.0"), card_head("In-House")
+    ('---\\nlicense: cc-by-nc-4.0\\n---\\n', '---\\nlicense: other\\nlicense_name: In-House\\n---\\n')
+    """
+    small = licence.lower()
+    if small in SPELLED or small.startswith("cc-"):
+        return f"---\nlicense: {small}\n---\n"
+    return f"---\nlicense: other\nlicense_name: {re.sub(r'[^A-Za-z0-9_.+-]+', '-', licence)}\n---\n"
+
+
+def without_head(card: str) -> str:
+    """The text of a card below its YAML head."""
+    return re.sub(r"\A---\s*\n.*?\n---\s*(\n|\Z)", "", card, count=1, flags=re.DOTALL)
+
+
 def _stated(card: Path) -> str | None:
     """The field `license` of a card's YAML head; `license_name` where that says "other".
 

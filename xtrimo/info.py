@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tyro.conf import Positional
 
+from xtrimo.answer import give
 from xtrimo.config import PRESETS, GLMConfig
 from xtrimo.errors import CorpusError, XtrimoError
 from xtrimo.fasta import NUCLEOTIDES, parse_fasta
@@ -270,5 +271,4 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.verify:
         rows += verify(Path(options.path))
     width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+    give(dict(rows), "\n".join(f"{name:<{width}}  {value}" for name, value in rows))

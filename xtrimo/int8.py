@@ -11,15 +11,7 @@ from jaxtyping import Float, Float32, Int8, Int32
 from torch import Tensor, nn
 
 from xtrimo.model import GEGLU, Hidden
-
-_ROWS = 128  # of a product, scaled together: 1 MB in fp32 at the width of a 1B model's GEGLU half
-_LARGEST = 127
-
-
-def quantize_rows(x: Float[Tensor, "row column"]) -> tuple[Int8[Tensor, "row column"], Float32[Tensor, "row 1"]]:
-    """(numbers, scales) with x near numbers * scales; a row of zeros stays one."""
-    scale = x.abs().amax(dim=1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny) / _LARGEST
-    return (x * scale.reciprocal()).round_().to(torch.int8), scale
+from xtrimo.quantization import blocks_of_rows, quantize_rows
 
 
 class Int8Weight:
@@ -51,7 +43,7 @@ class Int8Linear(nn.Module):
         numbers, scale = quantize_rows(x)
         product = self.weight.times(numbers)
         out = x.new_empty(product.shape)
-        for rows in _blocks(len(x)):
+        for rows in blocks_of_rows(len(x)):
             out[rows] = self.weight.scaled(product[rows], scale[rows])
         return out
 
@@ -68,15 +60,11 @@ class Int8GEGLU(nn.Module):
         numbers, scale = quantize_rows(x)
         product = self.up.times(numbers)
         inner = x.new_empty((len(x), product.shape[1] // 2), dtype=torch.int8)
-        for rows in _blocks(len(x)):
+        for rows in blocks_of_rows(len(x)):
             value, gate = self.up.scaled(product[rows], scale[rows]).chunk(2, dim=-1)
             inner[rows], scale[rows] = quantize_rows(F.gelu(gate).mul_(value))
         product = self.down.times(inner)
         out = x.new_empty(product.shape)
-        for rows in _blocks(len(x)):
+        for rows in blocks_of_rows(len(x)):
             out[rows] = self.down.scaled(product[rows], scale[rows])
         return out
-
-
-def _blocks(num_rows: int) -> list[slice]:
-    return [slice(start, start + _ROWS) for start in range(0, num_rows, _ROWS)]

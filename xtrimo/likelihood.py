@@ -94,7 +94,7 @@ class Asking:
             residues = encode_residues(protein.sequence, name=protein.name)
             objective = "gmask" if "gmask" in model.config.objectives else "causal"
             for direction in self.directions:
-                example, places = _written(residues, objective, reverse=direction == "reverse")
+                example, places = written(residues, objective, reverse=direction == "reverse")
                 yield Question(example, places, len(self.directions))
             return
         plain = model.tokenize(protein.sequence, name=protein.name)
@@ -185,7 +185,7 @@ def _directions(model: GLM, reading: Reading | None) -> tuple[Direction, ...]:
     return wanted
 
 
-def _written(
+def written(
     residues: UInt8[np.ndarray, "length"], objective: str, *, reverse: bool
 ) -> tuple[Example, Int[np.ndarray, "answer"]]:
     """The protein as training wrote it from the prompt alone, and the places; its ratios leave nothing to chance."""

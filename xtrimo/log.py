@@ -20,6 +20,11 @@ def configure(level: int = logging.INFO) -> None:
         logging.getLogger(package).setLevel(level)
 
 
+def is_quiet() -> bool:
+    """Whether `configure` was asked for warnings alone: then there are no progress bars either."""
+    return logging.getLogger("xtrimo").level > logging.INFO
+
+
 def warn_once(logger: logging.Logger, message: str, *values: object) -> None:
     """Warn on the first call with this text in this process; for input that is degraded but usable.
 

@@ -21,7 +21,7 @@ from xtrimo.attention import Attend, within
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError
 from xtrimo.objectives import Example
-from xtrimo.quantization import Int4Linear
+from xtrimo.quantization import LINEARS, QuantizedLinear
 from xtrimo.reading import PROMPT_WORDS, read_as, reads_both_ways
 from xtrimo.rope import Rotary, rotary, rotate
 from xtrimo.tokens import MASK, encode_residues
@@ -36,10 +36,9 @@ class _Linear(nn.Linear):
         pass
 
 
-def _linear(config: GLMConfig, in_features: int, out_features: int) -> nn.Linear | Int4Linear:
+def _linear(config: GLMConfig, in_features: int, out_features: int) -> nn.Linear | QuantizedLinear:
     """A linear layer of a block, stored as the config says."""
-    kind = Int4Linear if config.quantization == "int4" else _Linear
-    return kind(in_features, out_features)
+    return LINEARS.get(config.quantization, _Linear)(in_features, out_features)
 
 
 class Attention(nn.Module):

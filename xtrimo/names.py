@@ -62,7 +62,7 @@ def _ends(ours: str, config: GLMConfig) -> tuple[str, ...]:
     """What a layer keeps under its name."""
     if ours == "embedding" or (ours == "output" and not config.output_bias):
         return ("weight",)
-    is_packed = config.quantization == "int4" and PER_BLOCK in ours and not ours.endswith("_norm")
+    is_packed = config.quantization != "none" and PER_BLOCK in ours and not ours.endswith("_norm")
     return ("weight", "weight_scale", "bias") if is_packed else ("weight", "bias")
 
 

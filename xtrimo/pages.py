@@ -1,7 +1,11 @@
-"""Headings, text, tables and pictures as Markdown or as one HTML page; in both, text between ** is bold."""
+"""Headings, text, tables and pictures as Markdown or as one HTML page; in both, text between ** is bold.
+
+And pages to point at, which are HTML files of ours with a script in them: `filled` puts in what the script shows.
+"""
 
 import base64
 import html
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,7 +43,9 @@ def to_markdown(sections: Sequence[Section], out: Path) -> str:
 
 def to_html(sections: Sequence[Section]) -> str:
     """One page with everything in it, so that it can be sent as a file."""
-    parts = [f"<!doctype html><meta charset=utf-8><title>{sections[0].title}</title><style>{STYLE}</style>"]
+    parts = [
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(sections[0].title)}</title><style>{STYLE}</style>"
+    ]
     for number, section in enumerate(sections):
         level = 1 if number == 0 else 2
         parts.append(f"<h{level}>{html.escape(section.title)}</h{level}><p>{html.escape(section.text)}</p>")
@@ -56,3 +62,11 @@ def to_html(sections: Sequence[Section]) -> str:
 
 def _bold(text: str) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
+
+
+def filled(page: str, facts: object, **parts: str) -> str:
+    """A page in which `{{data}}` is `facts` as JSON, and `{{name}}` the part of that name, as it is."""
+    for name, text in parts.items():
+        page = page.replace(f"{{{{{name}}}}}", text)
+    data = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")  # no name ends the script
+    return page.replace("{{data}}", data)

@@ -5,6 +5,9 @@ the files and not assumed: the rotary frequencies, a buffer of each layer, which
 model was trained in; whether the output layer has a bias; and whether it is there at all, or tied to the embedding.
 
 A config field that would make it another network is refused; `SUPPORTED` lists the values that are ours.
+
+A directory that `xtrimo convert` wrote holds `xtrimo.json` as well: what our own config.json says and the published one
+has no field for, such as objectives, control words and digests. Without it the model is read as any other.
 """
 
 import json
@@ -19,9 +22,9 @@ import torch
 from torch import Tensor
 
 from xtrimo import hub, names
-from xtrimo.checkpoint import CONFIG, filled, read_safetensors
-from xtrimo.config import GLMConfig, Objective
-from xtrimo.errors import CheckpointError
+from xtrimo.checkpoint import CONFIG, Stated, check_bytes, filled, read_safetensors, read_stated
+from xtrimo.config import GLMConfig, Objective, Quantization
+from xtrimo.errors import CheckpointError, ConfigError
 from xtrimo.model import GLM
 from xtrimo.rope import frequencies
 
@@ -43,6 +46,15 @@ SUPPORTED: dict[str, Any] = {
     "untie_head": False,
 }
 """Fields that shape the network, and the one value of each that this package computes; a missing field has it."""
+NEUTRAL: dict[str, Any] = {
+    "apply_query_key_layer_scaling": True,
+    "attention_dropout": 0.0,
+    "attention_softmax_in_fp32": True,
+    "bias_dropout_fusion": True,
+    "hidden_dropout": 0.0,
+    "use_pytorch_sdpa": True,
+}
+"""Fields that decide how the published code computes, not what; as its checkpoints have them."""
 OBJECTIVES: dict[tuple[bool, bool], tuple[Objective, ...]] = {
     (False, False): ("mlm",),
     (False, True): ("causal",),
@@ -50,6 +62,11 @@ OBJECTIVES: dict[tuple[bool, bool], tuple[Objective, ...]] = {
     (True, True): ("gmask",),
 }
 """(two-dimensional rotary, causal) -> what the weights were trained on. The same 100B weights do both."""
+BITS: dict[Quantization, int] = {"none": 0, "int4": 4, "int8": 8, "int8-dynamic": 8}
+"""What is stored -> the field quantization_bit. That activations are quantized as well, it cannot say."""
+STATED = "xtrimo.json"
+SHAPE = ("num_layers", "hidden_size", "num_heads", "ffn_size", "rotary", "max_length", "vocab_size", "layer_norm_eps")
+"""Fields of ours that both files state."""
 TURN = "transformer.encoder.layers.{i}.self_attention.rotary_emb.inv_freq"
 HEAD, EMBEDDING = "transformer.output_layer.weight", "transformer.embedding.word_embeddings.weight"
 HEAD_BIAS = "transformer.output_layer.bias"
@@ -69,6 +86,8 @@ def load(directory: Path, *, device: str | torch.device | None = None, dtype: to
             config (the first ten).
     """
     config = read_config(directory)
+    if stated := _stated(directory):
+        check_files(directory, stated)
     stored, turns = _survey(directory)
     if turns:
         config = replace(config, rotary_frequencies=_frequencies(turns, config, directory))
@@ -94,11 +113,47 @@ def read_config(directory: Path) -> GLMConfig:
         for name, ours in SUPPORTED.items():
             if content.get(name, ours) != ours:
                 raise ValueError(f"{name} is {content[name]!r}; supported is {ours!r}")
-        return _translated(content, directory)
+        config = _translated(content, directory)
     except KeyError as error:
         raise CheckpointError(f"{path}: the field {error} is missing, which a published ProteinGLM has") from error
     except (OSError, ValueError, TypeError) as error:  # also ConfigError
         raise CheckpointError(f"{path} cannot be used: {error}") from error
+    stated = _stated(directory)
+    return _agreed(stated.config, config, directory) if stated else config
+
+
+def _stated(directory: Path) -> Stated | None:
+    path = directory / STATED
+    return read_stated(path) if path.is_file() else None
+
+
+def _agreed(stated: GLMConfig, config: GLMConfig, directory: Path) -> GLMConfig:
+    """What xtrimo.json says, if it is of the same network as config.json."""
+    wrong = [name for name in SHAPE if getattr(stated, name) != getattr(config, name)]
+    if BITS[stated.quantization] != BITS[config.quantization]:
+        wrong.append("quantization")
+    if wrong:
+        raise CheckpointError(
+            f"{directory}: {STATED} and {CONFIG} do not agree on {', '.join(wrong)}; if the model was changed on"
+            f" purpose, remove {STATED}"
+        )
+    return stated
+
+
+def check_files(directory: Path, stated: Stated) -> None:
+    """Refuse weights that are not those whose digests xtrimo.json states.
+
+    Raises:
+        CheckpointError: a file that is missing, cut, altered, or not stated.
+    """
+    found = {file.name for file in weight_files(directory)}
+    if found != stated.files.keys():
+        raise CheckpointError(
+            f"{directory} holds the weights {', '.join(sorted(found))}, {STATED} states {', '.join(stated.files)}; copy"
+            f" it again, or if the model was changed on purpose, remove {STATED}"
+        )
+    for file, facts in stated.files.items():
+        check_bytes(directory / file, facts, STATED)
 
 
 def _translated(content: Mapping[str, Any], directory: Path) -> GLMConfig:
@@ -106,8 +161,9 @@ def _translated(content: Mapping[str, Any], directory: Path) -> GLMConfig:
     if hidden != heads * width:
         raise ValueError(f"kv_channels is {width}; supported is hidden_size / heads = {hidden} / {heads}")
     bits = content.get("quantization_bit") or 0
-    if bits not in (0, 4):
-        raise ValueError(f"quantization_bit is {bits!r}; supported are 0 and 4")
+    quantization = next((name for name, stored in BITS.items() if stored == bits), None)
+    if quantization is None:
+        raise ValueError(f"quantization_bit is {bits!r}; supported are {', '.join(map(str, sorted({*BITS.values()})))}")
     stated, source = hub.licence(directory), hub.origin(directory) or "a published ProteinGLM checkpoint"
     has_spans = bool(content["rotary_embedding_2d"])
     return GLMConfig(
@@ -123,10 +179,36 @@ def _translated(content: Mapping[str, Any], directory: Path) -> GLMConfig:
         control_words=(),
         layer_norm_eps=content["layernorm_epsilon"],
         initializer_std=content.get("initializer_range", 0.02),
-        quantization="int4" if bits else "none",
+        quantization=quantization,
         licence=stated or hub.PROTEINGLM_LICENCE,
         source=source if stated else f"{source}; no card states its licence, this is the one of the published weights",
     )
+
+
+def to_published(config: GLMConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The published config.json of a model of ours; `dtype` is that of the weights that are not quantized.
+
+    Raises:
+        ConfigError: the published network cannot be this one.
+    """
+    if config.output_bias:
+        raise ConfigError("the published network has no bias in its output layer, and this model has one")
+    if not {"mlm", "gmask", "causal"} & {*config.objectives}:
+        raise ConfigError(
+            f"the published code fills masks or writes from a prompt; this model was trained on"
+            f" {', '.join(config.objectives)} alone"
+        )
+    is_causal = "mlm" not in config.objectives
+    return dict(
+        model_type="ProteinGLM",
+        architectures=["ProteinGLMForCasualLM" if is_causal else "ProteinGLMForMaskedLM"],
+        num_layers=config.num_layers, hidden_size=config.hidden_size, num_attention_heads=config.num_heads,
+        kv_channels=config.head_dim, ffn_hidden_size=config.ffn_size, padded_vocab_size=config.vocab_size,
+        seq_length=config.max_length, layernorm_epsilon=config.layer_norm_eps,
+        initializer_range=config.initializer_std, rotary_embedding_2d=config.rotary == "2d", is_causal=is_causal,
+        quantization_bit=BITS[config.quantization], torch_dtype=str(dtype).removeprefix("torch."),
+        **SUPPORTED, **NEUTRAL,
+    )  # fmt: skip
 
 
 def _is_causal(content: Mapping[str, Any]) -> bool:
@@ -154,11 +236,11 @@ def _survey(directory: Path) -> tuple[set[str], dict[str, Tensor]]:
 
 
 def _frequencies(turns: Mapping[str, Tensor], config: GLMConfig, directory: Path) -> tuple[float, ...] | None:
-    """What every layer turns by; None when that is the formula's, to the bit."""
+    """What every layer turns by; as the config has it, mostly by the formula, when that is the same to the bit."""
     expected = [TURN.format(i=i) for i in range(config.num_layers)]
     wrong = [f"missing {name}" for name in expected if name not in turns]
     wrong += [f"unexpected {name}" for name in turns if name not in expected]
-    formula, found = frequencies(replace(config, rotary_frequencies=None)), next(iter(turns.values()))
+    formula, found = frequencies(config), next(iter(turns.values()))
     for name, turn in turns.items():
         if turn.shape != formula.shape:
             wrong.append(f"{name} has shape {tuple(turn.shape)}, the config says {tuple(formula.shape)}")
@@ -166,7 +248,7 @@ def _frequencies(turns: Mapping[str, Tensor], config: GLMConfig, directory: Path
             wrong.append(f"{name} differs from the first layer's, where all must be equal")
     if wrong:
         raise CheckpointError(f"{directory}: the rotary frequencies do not fit {CONFIG}: " + "; ".join(wrong[:10]))
-    return None if torch.equal(found, formula) else tuple(found.tolist())
+    return config.rotary_frequencies if torch.equal(found, formula) else tuple(found.tolist())
 
 
 def _with_head(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from xtrimo.attention import Attend
 from xtrimo.batch import Sequences
 from xtrimo.errors import ConfigError
-from xtrimo.int8 import quantize_rows
 from xtrimo.model import GEGLU, GLM, Attention, DeepNormBlock, Hidden, counted_from_start
 from xtrimo.precision_loss import PrecisionLoss, answers
 from xtrimo.prepacking import PrepackedGLM, can_be_prepacked, judge_int8, require_int8
+from xtrimo.quantization import quantize_rows
 from xtrimo.rope import angles, num_channels
 
 MOST_FOR_FEW = 3

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from generate.judge_report import SETS, Judgement, write_judgement
 from generate.measures import GENERATED, HELD_OUT, MEASURES, SHARES, of_confidence
 from tests.generate.families import ancestor, members, write_family
 from xtrimo import __main__ as cli
-from xtrimo import intervals, mmseqs, score
+from xtrimo import mmseqs, score
 from xtrimo.checkpoint import load, save
 from xtrimo.errors import ConfigError, DataError, FastaError, MissingExtraError
 from xtrimo.fasta import read_fasta
@@ -33,13 +32,7 @@ def nothing(sequence): return float("nan")
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    """Without mmseqs2, which takes seconds a call and has its tests in test_novelty.py; fewer draws."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmseqs, "is_installed", lambda: False)
-        patch.setattr(intervals, "DRAWS", 200)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_judge")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +56,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> JudgeOptions:
 
 
 @pytest.fixture(scope="module")
-def judged(options: JudgeOptions, _quick: None) -> Judgement:
+def judged(options: JudgeOptions, quick_judge: None) -> Judgement:
     return judge_generated(options)
 
 

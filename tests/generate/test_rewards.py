@@ -85,11 +85,21 @@ def test_length_and_composition_are_subtracted() -> None:
     values += np.random.default_rng(0).normal(size=200)
     columns = [np.log(lengths(proteins)), *([p.count(a) / len(p) for p in proteins] for a in AMINO_ACIDS)]
     x = zscore(np.stack(columns, axis=1))
-    fitted = Ridge(alpha=4.0, fit_intercept=False).fit(x, values - values.mean()).predict(x)
+    fitted = Ridge(alpha=4.0, fit_intercept=False).fit(x, zscore(values)).predict(x)
     found = Shaping(clip=0, ridge=4.0).shaped(values, proteins, ["p"] * 200)
-    np.testing.assert_allclose(found, zscore(values - fitted), atol=1e-6)
+    np.testing.assert_allclose(found, zscore(values) - fitted, atol=1e-6)
     raw = PLAIN.shaped(values, proteins, ["p"] * 200)
     assert np.corrcoef(raw, lengths(proteins))[0, 1] > 0.8 > 0.15 > abs(np.corrcoef(found, lengths(proteins))[0, 1])
+
+
+def test_nothing_grows_out_of_a_prompt_without_differences() -> None:
+    """What length says in one prompt makes no reward in another, where all are worth the same."""
+    proteins = toy_sequences(80, min_length=10)
+    values = np.append(5 * np.log(lengths(proteins[:40])), np.zeros(40))
+    found = Shaping(clip=0).shaped(values, proteins, ["p"] * 40 + ["q"] * 40)
+    alone = Shaping(clip=0).shaped(values[:40], proteins[:40], ["p"] * 40)
+    assert (found[40:] == 0).all() and found[:40].std() < 0.2  # no deviation 1: what was length is gone
+    np.testing.assert_allclose(found[:40], alone)
 
 
 def test_what_differs_between_prompts_is_not_taken_for_length() -> None:

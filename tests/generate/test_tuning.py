@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from generate.tuning import SHARES, Mix, Subject, held_out, loss, mean_nats, room
+from generate.tuning import SHARES, Mix, Subject, held_out, in_epochs, loss, mean_nats, room
 from xtrimo.config import GLMConfig
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example
@@ -42,10 +42,9 @@ def test_a_step_is_a_pure_function() -> None:
 
 
 def test_every_protein_comes_once_an_epoch() -> None:
-    drawn = mix(batch_size=4)
-    seen = Counter(place for step in range(14) for place in drawn._places(0, 7, 3 * step, 3))
+    seen = Counter(place for step in range(14) for place in in_epochs([0, 0], 7, 3 * step, 3))
     assert seen == dict.fromkeys(range(7), 6)
-    first, second = (drawn._places(0, 7, start, 7) for start in (0, 7))
+    first, second = (in_epochs([0, 0], 7, start, 7) for start in (0, 7))
     assert sorted(first) == sorted(second) == list(range(7)) and first != second
 
 

@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from generate.engine import END
@@ -189,6 +190,8 @@ def pattern(prompt: Prompt) -> str:
     )
 
 
+@example([Fixed("A")], [], "forward", 0, 1, Random(0))  # an open end without room
+@example([Gap(0, 1), Fixed("A")], [], "reverse", None, 1, Random(0))  # a range without room
 @given(PIECES, LIMITS, st.sampled_from(["forward", "reverse", "spans"]), st.none() | st.integers(0, 9),
        st.integers(1, 40), st.randoms())  # fmt: skip
 def test_prompts_and_limits_hold(

@@ -11,7 +11,8 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from heads.answers import UNSCORED, Predictions
-from heads.metrics import METRICS, Items, applicable, contact_precision, difference, evaluate
+from heads.counted import Items
+from heads.metrics import METRICS, applicable, contact_precision, difference, evaluate
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.intervals import Estimate, drawn_counts
 

@@ -13,7 +13,6 @@ from heads.proteingym import (
     METRICS,
     Assay,
     Figures,
-    Mutation,
     Variant,
     average,
     figures,
@@ -22,6 +21,7 @@ from heads.proteingym import (
     write_assay,
 )
 from xtrimo.errors import DataError
+from xtrimo.mutation import Mutation
 
 WILD = "MKVLA"
 HEADER = "mutant,mutated_sequence,DMS_score,DMS_score_bin"

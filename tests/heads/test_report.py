@@ -11,6 +11,7 @@ import pytest
 
 from heads import pictures
 from heads.answers import UNSCORED, Predictions
+from heads.calibration import calibration_bins
 from heads.leaks import find_leaks
 from heads.metrics import METRICS, evaluate
 from heads.report import main, read_results, write_report
@@ -170,7 +171,7 @@ def test_of_many_classes_the_rare_are_put_together() -> None:
 def test_calibration_of_the_calibrated() -> None:
     rng = np.random.default_rng(0)
     belief = rng.random(50_000)
-    expected, found, share = pictures.calibration_bins(belief, rng.random(50_000) < belief)
+    expected, found, share = calibration_bins(belief, rng.random(50_000) < belief)
     np.testing.assert_allclose(expected, np.linspace(0.05, 0.95, 10), atol=0.01)
     np.testing.assert_allclose(found, expected, atol=0.03)
     np.testing.assert_allclose(share, 0.1)

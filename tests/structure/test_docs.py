@@ -39,7 +39,8 @@ def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         assert program == "xtrimo" and main([*args, *(FEW if args[0] == "train-fold" else ())]) == 0, line
     said = capsys.readouterr().out
     assert "(22, 37, 3)" in said and "(10, 37, 3)" in said
-    assert {path.name for path in Path("structures").glob("1A8O.*")} == {"1A8O.cif", "1A8O.pdb"}
+    assert {path.name for path in Path("structures").glob("1A8O.*")} == {"1A8O.cif", "1A8O.pdb", "1A8O.pae.json"}
+    assert Path("structures/page.html").exists()
     assert len(Path("comparison.csv").read_text().splitlines()) == 2
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from structure import fold, load_fold
 from structure.fold_directory import (
@@ -23,7 +24,7 @@ from structure.fold_directory import (
 )
 from tests.structure.models import SMALL, TRUNKS, model_of, pipeline
 from xtrimo import checkpoint
-from xtrimo.embedding_file import fingerprint
+from xtrimo.embedding_file import fingerprint, fingerprint_of
 from xtrimo.errors import CheckpointError, ConfigError
 from xtrimo.info import facts
 from xtrimo.model import GLM
@@ -173,3 +174,16 @@ def test_info_describes_it(tmp_path: Path) -> None:
     assert said["of"] == "xtrimo, a folding model" and said["trunk"] == "esmfold" and said["trained: steps"] == "7"
     assert said["language model"] == str(tmp_path / "lm") and said["its layers"] == ", ".join(map(str, LAYERS))
     assert said["bytes"].endswith("in 1 weights file(s)")
+
+
+def test_bf16_is_of_the_blocks_alone(tmp_path: Path) -> None:
+    """And folds the same protein, nearly."""
+    save_fold(tmp_path / "m", model_of(SMALL, spread=0.1), FoldFacts(config=SMALL))
+    plain, half = load_fold(tmp_path / "m"), load_fold(tmp_path / "m", precision="bf16")
+    found = {name: weight.dtype for name, weight in half.model.named_parameters()}
+    halved = {name for name, dtype in found.items() if dtype == torch.bfloat16}
+    assert halved and all(name.startswith("trunk.blocks.") and "norm" not in name for name in halved)
+    assert fingerprint_of(half.model, {}) != fingerprint_of(plain.model, {}), "a folder of structures tells them apart"
+    (expected,), (near,) = fold(plain, ["MKVLAGDE"]), fold(half, ["MKVLAGDE"])
+    moved = np.abs(near.atoms - expected.atoms)[expected.exists].max()
+    assert 0 < moved < 0.5

@@ -14,13 +14,13 @@ import pytest
 
 from structure import fold, fold_command, fold_files, folding, load_fold
 from structure.fold_directory import FoldFacts, save_fold
-from structure.fold_files import SCORES, SETTINGS, file_names
+from structure.fold_files import SCORES, SETTINGS
 from structure.folding import buckets
 from structure.writers import Scores, read_scores
 from tests.structure.models import TRUNKS, model_of
 from xtrimo.chains import read_structure
 from xtrimo.errors import CheckpointError, ConfigError, DataError, FastaError, SequenceError, XtrimoError
-from xtrimo.fasta import Record, write_fasta
+from xtrimo.fasta import Record, file_names, write_fasta
 from xtrimo.shards import Shard
 from xtrimo.testing import killed, toy_sequences
 
@@ -331,3 +331,27 @@ def test_no_model(work: Path) -> None:
     with pytest.raises(CheckpointError, match="is no folding model"):
         run(work)
     assert not (work / "out").exists()
+
+
+def test_a_page_is_made_of_what_is_there(work: Path, folded: list[str]) -> None:
+    """Errors of pairs are files of the run: a folder without them is folded again, one with them is not."""
+    run(work)
+    run(work, "--page")
+    assert len(folded) == 2 * len(RECORDS)
+    first = (work / "out/page.html").read_bytes()
+    assert all((work / f"out/{record.name}.pae.json").exists() for record in RECORDS)
+    (work / "out/page.html").unlink()
+    (work / f"out/{RECORDS[0].name}.pae.json").unlink()
+    run(work, "--page")
+    assert len(folded) == 2 * len(RECORDS) + 1 and (work / "out/page.html").read_bytes() == first
+    run(work, records=[Record(RECORDS[0].name, "MKVLAGG")])
+    assert not (work / f"out/{RECORDS[0].name}.pae.json").exists()  # it was another protein's
+
+
+def test_the_last_share_makes_the_page(work: Path) -> None:
+    run_share = ["--page", "--shard"]
+    fold_command.main([str(work / "in.fasta"), str(work / "out"), "--model", str(work / "model"), *run_share, "1/2"])
+    assert not (work / "out/page.html").exists()
+    run(work, *run_share, "2/2")
+    run(work, "--page", out="alone")
+    assert (work / "out/page.html").read_bytes() == (work / "alone/page.html").read_bytes()

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from structure import fold
+from structure import fold, folding
 from structure.config import FoldConfig
-from structure.folding import PADDING, PAIRS_AT_ONCE, buckets
-from structure.openfold import FoldingBlock, constants
+from structure.folding import PADDING, PAIRS_AT_ONCE, buckets, mean_plddt
+from structure.openfold import constants
 from structure.reader import Reader
 from structure.triangle import TriangleMultiplication
 from tests.structure.models import SMALL, TRUNKS, batch, pipeline
 from xtrimo.chains import ATOMS
-from xtrimo.errors import ConfigError, SequenceError
+from xtrimo.errors import ConfigError, DataError, SequenceError
 from xtrimo.fasta import Record
 from xtrimo.testing import toy_sequences
 
@@ -52,14 +52,13 @@ def test_many_are_what_each_is_alone(config: FoldConfig) -> None:
 def test_a_chunk_changes_no_bit(config: FoldConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """As asked for, and by default, which is uncut for so few residues; what the blocks were told proves it."""
     told: list[int | None] = []
-    for block, place in ((TriangleMultiplication, 2), (FoldingBlock, None)):
-        whole = block.forward
+    whole = TriangleMultiplication.forward
 
-        def forward(self, *args, whole=whole, place=place, **kwargs):  # type: ignore[no-untyped-def]
-            told.append(args[place] if place else kwargs["chunk_size"])
-            return whole(self, *args, **kwargs)
+    def forward(self, z, mask, chunk):  # type: ignore[no-untyped-def]
+        told.append(chunk)
+        return whole(self, z, mask, chunk)
 
-        monkeypatch.setattr(block, "forward", forward)
+    monkeypatch.setattr(TriangleMultiplication, "forward", forward)
     model = pipeline(replace(config, pair_width=32))
     (expected,) = fold(model, MANY[:1])
     assert set(told) == {None}
@@ -141,6 +140,24 @@ def test_a_bad_one_is_met_before_any_folding(bad: str, monkeypatch: pytest.Monke
 def test_a_list_is_asked_for() -> None:
     with pytest.raises(SequenceError, match="expected a list"):
         fold(pipeline(SMALL), "MKV")
+
+
+def test_confidence_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number for each protein in its place; NaN for one of no residues, or that cannot be folded."""
+    reward = mean_plddt(pipeline(SMALL))
+    values = reward([*MANY, ""])
+    assert values.dtype == np.float64 and np.isnan(values[-1])
+    np.testing.assert_allclose(values[:-1], [each.mean_plddt for each in fold(pipeline(SMALL), MANY)], atol=1e-3)
+    assert reward([]).shape == (0,)
+    real = folding._prediction
+
+    def failing(*args):  # type: ignore[no-untyped-def]
+        if args[1].sequence == MANY[3]:
+            raise DataError("places that are no numbers")
+        return real(*args)
+
+    monkeypatch.setattr(folding, "_prediction", failing)
+    assert np.flatnonzero(np.isnan(reward(MANY))).tolist() == [3]
 
 
 def test_buckets_hold_proteins_of_about_one_length() -> None:

@@ -139,9 +139,9 @@ def test_lddt_and_plddt_of_residues(says: Says) -> None:
 def chain_of(lddt: float, precision: float = 0.5, size: int = 2) -> Judged:
     rng = np.random.default_rng(int(1000 * lddt))
     true = rng.uniform(0, 100, size)
-    return Judged(
-        lddt=lddt, tm=lddt / 2, precision=precision, true_lddt=true, plddt=true / 2 + rng.uniform(0, 30, size)
-    )
+    plddt = true / 2 + rng.uniform(0, 30, size)
+    logits = one_hot(torch.from_numpy(plddt / 2).long(), 50).numpy()
+    return Judged(lddt=lddt, tm=lddt / 2, precision=precision, true_lddt=true, plddt=plddt, logits=logits)
 
 
 THREE = [replace(chain(), name=str(number)) for number in range(3)]

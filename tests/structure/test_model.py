@@ -125,7 +125,7 @@ def test_a_new_model_is_alphafolds() -> None:
     torch.testing.assert_close(torch.nn.functional.softplus(attention.head_weights), torch.ones(2))
     single, pair = torch.randn(1, 9, 16), torch.randn(1, 9, 9, 8)
     for block in model.trunk.blocks:
-        out = block(single, pair, mask=torch.ones(1, 9))
+        out = block(single, pair, torch.ones(1, 9), torch.ones(1, 9, 9))
         assert torch.equal(out[0], single) and torch.equal(out[1], pair)
     relu = model.structure.transition.layers[0].linear_1
     wide = FoldModel(replace(TRUNKS["trimul"], structure_width=256)).structure.transition.layers[0].linear_1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from structure.fold_directory import live_reader, with_lm
-from structure.reader import Reader, square
+from structure.reader import Reader, square, with_cache
 from tests.structure.models import SMALL
 from xtrimo.backbone import attentions
 from xtrimo.embedding import embed
@@ -51,6 +51,23 @@ def test_a_file_of_states_gives_the_same_protein(tmp_path: Path) -> None:
     assert np.array_equal(cached.aatype, live.aatype) and np.array_equal(cached.index, live.index)
     torch.testing.assert_close(cached.states, live.states, rtol=1e-3, atol=2e-5)
     torch.testing.assert_close(cached.maps, live.maps, rtol=2e-3, atol=2e-3)
+
+
+def test_the_same_proteins_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = ":".join(CHAINS).lower()
+    with_cache(live_reader(LM, LAYERS, CONFIG), tmp_path / "states", [together, CHAINS[0]])
+    live = live_reader(LM, LAYERS, CONFIG).read(together)
+    monkeypatch.setattr(GLM, "hidden", lambda *_, **__: pytest.fail("the language model is asked again"))
+    again = with_cache(live_reader(LM, LAYERS, CONFIG), tmp_path / "states", [together, CHAINS[0]]).read(together)
+    torch.testing.assert_close(again.states, live.states, rtol=1e-3, atol=2e-5)
+    torch.testing.assert_close(again.maps, live.maps, rtol=2e-3, atol=2e-3)
+
+
+def test_a_cache_is_for_what_can_be_read(tmp_path: Path) -> None:
+    with pytest.raises(SequenceError):
+        with_cache(live_reader(LM, LAYERS, CONFIG), tmp_path, ["MK1"])
+    letters = Reader(None, SMALL)
+    assert with_cache(letters, tmp_path, CHAINS) is letters and not any(tmp_path.iterdir())
 
 
 def test_each_chain_is_read_on_its_own() -> None:

@@ -107,8 +107,12 @@ def test_files_to_a_model_with_side_chains(files: Path, tmp_path: Path, capsys: 
     assert results["valid_lddt"] == max(line["figure"] for line in metrics(tmp_path / "out", "valid"))
 
     facts, pipeline = read_facts(tmp_path / "out/model"), load_fold(tmp_path / "out/model")
-    assert facts.config == replace(SMALL, side_chains=True) and not facts.lm and not facts.lm_layers
-    assert facts.training == {"data": "files", "steps": results["best_step"], "crop_length": 20}
+    calibration = results["calibration"]
+    assert calibration["temperature"] != 1 and calibration["num_residues"] > 10
+    assert facts.config == replace(SMALL, side_chains=True, lddt_temperature=calibration["temperature"])
+    assert not facts.lm and not facts.lm_layers
+    said = {"data": "files", "steps": results["best_step"], "crop_length": 20, "calibration": calibration["said"]}
+    assert facts.training == said
     (held,) = read_split(files).valid
     again = judge_chain(pipeline.model, held, lambda one: replace(pipeline.reader.read(letters(one)), index=one.index))
     assert results["test"]["chains"] == [{"lddt": again.lddt, "tm": again.tm, "precision": again.precision}]
@@ -124,7 +128,8 @@ def test_an_archive_and_a_language_model(archive: Path, lm: Path, tmp_path: Path
     results = run(archive, tmp_path / "out", "--maps", "--layers", "0", "-1", model=lm)
     assert results["num_train"] == 3 and results["test"]["num_chains"] == 1 and results["judged_on"] == "test"
     facts = read_facts(tmp_path / "out/model")
-    assert facts.config == replace(SMALL, side_chains=False, lm_width=16, num_lm_layers=2, num_lm_maps=4)
+    temperature = results["calibration"]["temperature"]
+    assert facts.config == replace(SMALL, lm_width=16, num_lm_layers=2, num_lm_maps=4, lddt_temperature=temperature)
     assert facts.lm_layers == (0, 2)  # the embedding, which has no maps, and the last
     assert facts.lm == str(lm) and len(facts.lm_hash) > 10
     assert sorted(path.suffix for path in (tmp_path / "out/states").glob("[!.]*")) == [".h5", ".h5"]
@@ -174,7 +179,7 @@ def test_a_trained_model_is_better(archive: Path, tmp_path: Path) -> None:
 def test_the_other_trunk(archive: Path, tmp_path: Path) -> None:
     run(archive, tmp_path / "out", "--steps", "1", "--trunk", "esmfold", "--crop-length", "12")
     facts = read_facts(tmp_path / "out/model")
-    assert facts.config == replace(SMALL, trunk="esmfold", max_recycles=3)
+    assert replace(facts.config, lddt_temperature=1.0) == replace(SMALL, trunk="esmfold", max_recycles=3)
 
 
 KILLED = """

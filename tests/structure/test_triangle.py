@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from structure import triangle
-from structure.triangle import PairBlock, Transition, TriangleMultiplication, parts
+from structure.triangle import PairBlock, Transition, TriangleMultiplication, parts, rows_at_once
 
 
 def filled(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -15,10 +15,14 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
+def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return nn.functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias)
+
+
 def by_definition(layer: TriangleMultiplication, z: Tensor, mask: Tensor) -> Tensor:
     """Algorithms 11 and 12, triangle by triangle."""
-    x = layer.norm_in(z)
-    projected, gated = layer.project_in(x), torch.sigmoid(layer.gate_in(x))
+    x = normed(layer.norm_in, z)
+    projected, gated = x @ layer.project_in.weight.T, torch.sigmoid(x @ layer.gate_in.weight.T)
     sides = projected * gated * mask[..., None]
     a, b = sides[..., : layer.width], sides[..., layer.width :]
     found = torch.zeros_like(z)
@@ -27,7 +31,7 @@ def by_definition(layer: TriangleMultiplication, z: Tensor, mask: Tensor) -> Ten
         for j in range(length):
             for k in range(length):
                 found[:, i, j] += a[:, i, k] * b[:, j, k] if layer.outgoing else a[:, k, i] * b[:, k, j]
-    return z + torch.sigmoid(layer.gate_out(x)) * layer.project_out(layer.norm_out(found))
+    return z + torch.sigmoid(layer.gate_out(x)) * (normed(layer.norm_out, found) @ layer.project_out.weight.T)
 
 
 @pytest.mark.parametrize("outgoing", [True, False])
@@ -47,6 +51,7 @@ def test_transition_is_a_network_of_each_pair() -> None:
 @pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("length", [33, 70])
 def test_chunks_change_no_bit(width: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the cache: whole, cut as it asks, and cut finer."""
     block = filled(PairBlock(width))
     z, mask = torch.randn(1, length, length, width), torch.ones(1, length, length)
     calls: list[int] = []
@@ -57,16 +62,30 @@ def test_chunks_change_no_bit(width: int, length: int, monkeypatch: pytest.Monke
         return found
 
     monkeypatch.setattr(triangle, "parts", counted)
-    with torch.no_grad():
-        whole = block(z.clone(), mask)
-        assert not calls
-        for chunk in (1, 7, 16, 64):
-            calls.clear()
-            given = z.clone()
+    whole = block(z.clone(), mask)
+    assert not calls, "with gradients, nothing is cut"
+    for cached, chunk, rows in (
+        (1 << 30, None, 1 << 20),
+        (1000, None, 1000 // length),
+        (1 << 30, 7, 7),
+        (1 << 30, 1, 1),
+    ):
+        calls.clear()
+        monkeypatch.setattr(triangle, "CACHED_PAIRS", cached)
+        given = z.clone()
+        with torch.no_grad():
             cut = block(given, mask, chunk)
-            assert torch.equal(cut, whole), chunk
-            assert cut is given, "with a chunk, the pairs are updated in place"
-            assert calls == [-(-n // chunk) for n in (length, width, length) * 2 + (length,)], "the path did not run"
+        assert torch.equal(cut, whole), (cached, chunk)
+        assert cut is given, "without gradients, the pairs are updated in place"
+        assert calls == [-(-n // rows) for n in (length, width, length) * 2 + (length,)], "the path did not run"
+
+
+def test_rows_fill_the_cache_and_never_more_than_the_chunk() -> None:
+    def rows(length: int, chunk: int | None, batch: int = 1) -> int:
+        return rows_at_once(torch.empty(batch, length, length, 1, device="cpu"), chunk)
+
+    assert [rows(256, None), rows(256, 64), rows(256, 7), rows(256, None, 4)] == [16, 16, 7, 4]
+    assert [rows(5000, None), rows(1, None)] == [1, 4096]
 
 
 def test_a_new_block_adds_nothing() -> None:

@@ -77,7 +77,8 @@ def test_ours_and_published_are_backbones(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_lists_the_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5", "architectures": ["T5EncoderModel"]}')
-    with pytest.raises(CheckpointError, match=r"'t5'.*T5EncoderModel.*xtrimo, ProteinGLM, ESM-2, ESM C, AntiBERTy"):
+    known = "xtrimo, ProteinGLM, Hugging Face, ESM-2, ESM C, AntiBERTy"
+    with pytest.raises(CheckpointError, match=rf"'t5'.*T5EncoderModel.*{known}"):
         load(tmp_path)
     for text in ("[]", "{", '{"curriculum": {}}', "{}"):
         (tmp_path / "config.json").write_text(text)

@@ -294,7 +294,7 @@ def test_overwriting_a_model_replaces_all_of_it(saved, monkeypatch):
     assert [entry.name for entry in saved.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("where", ["save_file", "_card", "_sha256"])
+@pytest.mark.parametrize("where", ["save_file", "card", "_sha256"])
 def test_a_failed_save_changes_nothing(saved, monkeypatch, where):
     before = contents(saved)
 

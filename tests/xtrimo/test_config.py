@@ -136,7 +136,7 @@ SMALL: dict[str, Any] = dict(num_layers=2, hidden_size=64, num_heads=4, ffn_size
         (dict(rotary="1d", objectives=("mlm", "gmask")), "one position channel"),
         (dict(rotary="1d", objectives=("smask",)), "one position channel"),
         (dict(control_words=()), "lack <rev>"),
-        (dict(quantization="int8"), "quantization is 'int8'; it must be none or int4"),
+        (dict(quantization="int3"), "quantization is 'int3'; it must be one of none, int4, int8, int8-dynamic"),
         (dict(quantization="int4", ffn_size=63), "hidden_size 64 and ffn_size 63 must be even"),
         (dict(rotary_frequencies=(1.0, 0.1, 0.01)), "must be 4 positive numbers"),  # head_dim 16, two channels
         (dict(rotary_frequencies=(1.0, 0.1, 0.01, 0.0)), "must be 4 positive numbers"),

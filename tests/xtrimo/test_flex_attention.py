@@ -1,6 +1,9 @@
 """The CUDA path as far as a CPU can tell: the block mask against the rule, FlexAttention against the flash kernel."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -123,6 +126,9 @@ def test_one_protein_as_long_as_the_row_costs_a_table_of_blocks():
     assert largest.elements == max(num_tokens, (num_tokens // 128) ** 2)
 
 
+ALONE = "XTRIMO_TEST_ALONE"
+
+
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
     """The kernel as on CUDA, traced forward and backward down to torch's own operators; counts the compilations."""
@@ -131,7 +137,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBack
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)  # refuses gradients on a CPU
     flex_attention._kernel.cache_clear()
-    yield counter
+    with torch._dynamo.config.patch(recompile_limit=1):  # as if others had used up torch's own limit
+        yield counter
     flex_attention._kernel.cache_clear()
 
 
@@ -157,7 +164,15 @@ def test_outputs_and_gradients_are_those_of_the_flash_kernel(compiled):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
         gradients = (torch.autograd.grad(out, qkv, grad) for out in (ours, theirs))
         torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
-    assert compiled.frame_count <= 5  # for 20 shapes
+    assert compiled.frame_count <= 5 or ALONE not in os.environ  # for 20 shapes
+
+
+def test_few_shapes_are_compiled():
+    """In a process of its own: what another test has compiled decides which sizes torch takes for fixed."""
+    test = f"{__file__}::{test_outputs_and_gradients_are_those_of_the_flash_kernel.__name__}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    done = subprocess.run(command, env=os.environ | {ALONE: "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles its CPU kernel with g++")

@@ -15,10 +15,11 @@ from xtrimo.backbone import Backbone
 from xtrimo.checkpoint import save
 from xtrimo.embedding_file import main as embed_main
 from xtrimo.errors import ConfigError
-from xtrimo.int8 import Int8GEGLU, Int8Linear, quantize_rows
+from xtrimo.int8 import Int8GEGLU, Int8Linear
 from xtrimo.model import GEGLU, GLM
 from xtrimo.precision_loss import PrecisionLoss
 from xtrimo.prepacking import MOST_LOST, PrepackedGLM, prepack, prepack_int8
+from xtrimo.quantization import quantize_rows
 from xtrimo.rope import rotary
 from xtrimo.testing import toy_config, toy_sequences
 

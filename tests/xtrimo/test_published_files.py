@@ -76,7 +76,7 @@ def test_spellings(tmp_path, changes, is_causal):
         (dict(deepnorm=False), ("deepnorm is False",)),
         (dict(untie_head=True), ("untie_head is True",)),
         (dict(kv_channels=16), ("kv_channels is 16",)),
-        (dict(quantization_bit=8), ("quantization_bit is 8", "0 and 4")),
+        (dict(quantization_bit=2), ("quantization_bit is 2", "0, 4, 8")),
         (dict(num_layers="left out"), ("num_layers", "missing")),
         (dict(is_causal="left out", architectures=[]), ("is_causal", "missing")),
         (dict(num_layers=0), ("num_layers is 0",)),
