@@ -1,10 +1,12 @@
 """What tests of this package and of code built on it need: a toy model, toy proteins, ranks on one machine."""
 
+import gc
 import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,8 +64,9 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
             context.Process(target=_worker, args=(fn, rank, world_size, f"{folder}/store", results, args))
             for rank in range(world_size)
         ]
-        for worker in workers:
-            worker.start()
+        with _forking():
+            for worker in workers:
+                worker.start()
         try:
             return _collect(workers, results, world_size, timeout)
         finally:
@@ -71,6 +74,20 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
                 worker.join(GRACE)
                 worker.kill()
                 worker.join()
+
+
+@contextmanager
+def _forking() -> Iterator[None]:
+    """Within it, forks inherit objects that their garbage collector leaves alone.
+
+    A process group of this process that lies in a cycle would be taken down in the fork as well, where it waits for
+    threads that only this process has, and the fork dies of it.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) -> list[Any]:
@@ -93,15 +110,16 @@ def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) 
 
 def killed(arm: Callable[[], object], run: Callable[[], object]) -> bool:
     """Whether a fork of this process is killed by a signal while it runs; `arm` sets, in the fork, what kills it."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            arm()
-            run()
-            status = 0
-        finally:
-            os._exit(status)
+    with _forking():
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                arm()
+                run()
+                status = 0
+            finally:
+                os._exit(status)
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "it failed, and was not killed"
     return os.WIFSIGNALED(status)
