@@ -9,7 +9,7 @@ Fixed before anything was drawn: the reward, a protein's best bit score under th
 for; the judge, nats a residue that JUDGE finds it likely by (naturalness), which must not fall; drawing at temperature
 0.8 with nothing left out, cut at 500 residues; and what is below.
 
-    OUT/METHOD/               a run of `xtrimo align`; dpo-16 and dpo-256 have fewer and more drafts of a prompt
+    OUT/METHOD/               a run of `xtrimo align`; rest-16 and rest-64 have fewer drafts of a prompt
     OUT/pool.csv              drafts of MODEL, for best-of-n and for reward models
     OUT/rewards/NUM/          a reward model from so many pairs
     OUT/probes/NAME/          `xtrimo bench` of a model on three tasks
@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from heads.bench import Line
 
 TEMPERATURE, MAX_LENGTH = 0.8, 500
-RATES: dict[Method, float] = {"rest": 3e-4, "dpo": 1e-4, "dno": 1e-4}
-"""Found on drafts to one tag, with another seed, as were the defaults of beta."""
-FEWER_AND_MORE = (16, 256)
+RATES: dict[Method, float] = {"rest": 3e-4, "dpo": 3e-5, "dno": 3e-5}
+"""Found in trials with another seed; at 1e-4 dpo learns its drafts by heart, and gains nothing on new ones."""
+FEWER = (16, 64)
+"""Drafts of a prompt, for rest: whether more of them still help."""
 PROBES = ("secondary_structure", "localization", "stability")
 """On these the pretrained model knows more than random weights, so that it has something to forget."""
 JUDGED = "naturalness"
@@ -72,7 +73,7 @@ class Options:
     """Model directory that MODEL was tuned from; its probes stand beside."""
     tasks: Path | None = None
     """Folder with the tables of the probe tasks; without it nothing is said of these."""
-    num: int = 64
+    num: int = 256
     """Drafts of each prompt in a round."""
     rounds: int = 4
     """Of drafts and training."""
@@ -184,7 +185,7 @@ def main(args: Sequence[str] | None = None) -> int:
     claim(options.out, asked)
     rewards, judges = prompts_of(options), {JUDGED: naturalness(load(options.judge))}
     runs: dict[str, list[Standing]] = {}
-    for method, num in [*((method, options.num) for method in METHODS), *(("dpo", num) for num in FEWER_AND_MORE)]:
+    for method, num in [*((method, options.num) for method in METHODS), *(("rest", num) for num in FEWER)]:
         config = options.config(method, tuple(rewards), num)
         logger.info("aligning: %s", config.out.name)
         runs[config.out.name] = align_generator(config, rewards, judges=judges)

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.save(GLM(toy_config(num_layers=2, max_length=600), seed=2), folder / "judge")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("generate.drafts.best_method", lambda: "3-mers and alignment")
-        patch.setattr(align_families, "FEWER_AND_MORE", (4,))
+        patch.setattr(align_families, "FEWER", (4,))
         patch.setattr(align_families, "MAX_LENGTH", 40)
         # random letters are of no family, so all bits would be 0
         patch.setattr(align_families, "family_bits", lambda hmms, name: toy_reward(read_hmms(hmms), name))
@@ -55,12 +55,12 @@ def toy_reward(hmms: list, name: str):
 def test_the_page_has_every_run(folder: Path) -> None:
     page = (folder / "out/align_families.md").read_text()
     facts = json.loads((folder / "out/figures.json").read_text())
-    assert list(facts["runs"]) == ["rest", "dpo", "dno", "dpo-4"]
+    assert list(facts["runs"]) == ["rest", "dpo", "dno", "rest-4"]
     for name, standings in facts["runs"].items():
         assert [each["round"] for each in standings] == [0, 1] and f"| {name} |" in page
         assert standings[0]["gain"]["value"] == pytest.approx(0, abs=1e-9)
         assert set(standings[0]["replay"]) == {"mlm", "gmask", "smask"}
-    first = [standings[0]["reward"] for name, standings in facts["runs"].items() if name != "dpo-4"]
+    first = [standings[0]["reward"] for name, standings in facts["runs"].items() if name != "rest-4"]
     assert first[0] == first[1] == first[2]  # the same drafts
     assert (folder / "out/align_families.png").stat().st_size > 10_000
     assert {point["by"] for point in facts["points"]} >= {"gold", "32 pairs"}
