@@ -25,7 +25,7 @@ import numpy as np
 from heads.readers_arrow import arrow_files, read_arrow, read_parquet
 from heads.readers_lmdb import read_lmdb
 from heads.readers_structure import Labels, contacts, near
-from heads.tasks import UNSCORED, Columns, Task
+from heads.tasks import TASKS, UNSCORED, Columns, Task
 from xtrimo.chains import STRUCTURES, read_archive, read_structure
 from xtrimo.errors import DataError
 from xtrimo.fasta import numbered_lines, open_text, parse_fasta
@@ -280,4 +280,6 @@ def _column(record: Record, task: Task, kind: str) -> str:
     if is_usual and (kind == "split" or (kind == "label" and task.target == "preference")):
         return ""
     shown = ", ".join(islice(map(str, record.values), 20))
-    raise DataError(f"{record.where}: no {kind} {wanted!r} among {shown}; name the column with --{kind}-column")
+    has_flag = kind in ("label", "second") and task.name not in TASKS
+    cure = f"name the column with --{kind}" if has_flag else f"a column must be called {wanted!r}"
+    raise DataError(f"{record.where}: no {kind} {wanted!r} among {shown}; {cure}")

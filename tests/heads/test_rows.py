@@ -154,10 +154,14 @@ def test_the_second_input_is_checked(tmp_path: Path) -> None:
         (
             replace(NUM, columns=Columns(label="y")),
             ("MKV,1,train",),
-            r"no label 'y' among seq, label, split; .*--label-c",
+            r"no label 'y' among seq, label, split; name the column with --label$",
         ),
-        (replace(NUM, columns=Columns(split="s")), ("MKV,1,train",), r"no split 's' among seq, label, split"),
-        (TASKS["kcat"], ("MKV,1,train",), r"no second 'substrate' among"),
+        (
+            replace(NUM, columns=Columns(split="s")),
+            ("MKV,1,train",),
+            r"no split 's' among seq, label, split; a column must be called 's'$",
+        ),
+        (TASKS["kcat"], ("MKV,1,train",), r"no second 'substrate' among .*; a column must be called 'substrate'$"),
     ],
 )
 def test_wrong_labels_name_file_row_and_value(row, lines: tuple[str, ...], message: str, tmp_path: Path) -> None:
