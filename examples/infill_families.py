@@ -15,8 +15,9 @@ the share of the residues that are the true ones, and the bits that the protein 
     consensus    what the family's best HMM finds likeliest in these columns: it has seen the family's training members
 
 Each but the last fills twice: drawn, as the model holds it (temperature 1, or --temperature), and likeliest
-(temperature 0). A model that was tuned on families reads the tag of each in front of its protein with --tag family.
-Intervals are bootstrap over proteins, paired where ways are compared.
+(temperature 0); with --draws 16 a third time, chosen: of 16 that are drawn the one that the family's HMMs score best. A
+model that was tuned on families reads the tag of each in front of its protein with --tag family. Intervals are
+bootstrap over proteins, paired where ways are compared. Figures and page: infill_figures.py.
 """
 
 import logging
@@ -25,37 +26,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 from tyro.conf import Positional
 
+from examples.infill_figures import (
+    CHOSEN,
+    CONSENSUS,
+    DRAWN,
+    LENGTH,
+    LIKELIEST,
+    MODEL_WAYS,
+    Filling,
+    ModelWay,
+    judged,
+    report,
+)
 from generate.controls import trigram_table
 from generate.infilling import infill
 from generate.members import fact
 from generate.membership import bit_scores, of_family, read_hmms
 from generate.prompt import Fixed, Gap, Prompt
-from xtrimo import figures
 from xtrimo.backbone import Backbone, load
 from xtrimo.errors import DataError
 from xtrimo.fasta import Record, read_fasta
-from xtrimo.intervals import Estimate, bootstrap_ratio
 from xtrimo.log import configure
 from xtrimo.pages import Section, to_markdown
 from xtrimo.tokens import AMINO_ACIDS, FIRST_RESIDUE, encode_residues
 from xtrimo.trigrams import EDGE
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-LENGTH = 20
 ROUNDS = 10  # of mlm: two residues in each
-MOODS = ("drawn", "likeliest")
-ModelWay = Literal["smask", "mlm"]
-MODEL_WAYS: tuple[ModelWay, ...] = ("smask", "mlm")
-FLOORS = ("composition", "3-gram")
-WAYS = (*MODEL_WAYS, *FLOORS, "consensus")
 
 logger = logging.getLogger("xtrimo.examples")
 Table = Float64[np.ndarray, "word word letter"]
@@ -189,37 +191,6 @@ def _pick(chances: Float64[np.ndarray, "letter"], temperature: float, rng: np.ra
     return int(chances.argmax()) if temperature == 0 else int(rng.choice(len(chances), p=chances))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Filling:
-    """What a way of filling made of all spans, in their order."""
-
-    way: str
-    mood: str
-    """One of MOODS."""
-    num_right: Float64[np.ndarray, "span"]
-    """Residues of each span that are the true ones."""
-    bits_lost: Float64[np.ndarray, "span"]
-    """Of the whole protein under the family's HMMs, against the true residues."""
-
-    @property
-    def identity(self) -> Estimate:
-        """Percent of all residues."""
-        return bootstrap_ratio(100 * self.num_right, np.full(len(self.num_right), float(LENGTH)))
-
-    @property
-    def loss(self) -> Estimate:
-        """Bits a protein."""
-        return bootstrap_ratio(self.bits_lost, np.ones(len(self.bits_lost)))
-
-
-def judged(
-    way: str, mood: str, spans: Sequence[Span], fills: Sequence[str], bits_lost: Float64[np.ndarray, "span"]
-) -> Filling:
-    """The figures of one way's residues, in the order of `spans`."""
-    right = [sum(map(str.__eq__, span.truth, fill)) for span, fill in zip(spans, fills, strict=True)]
-    return Filling(way=way, mood=mood, num_right=np.array(right, dtype=np.float64), bits_lost=bits_lost)
-
-
 def family_bits(spans: Sequence[Span], hmms: Sequence[Any], sequences: Sequence[str]) -> Float64[np.ndarray, "span"]:
     """Best score of each protein over its own family's HMMs; 0 without a hit."""
     bits = np.zeros(len(spans))
@@ -230,11 +201,11 @@ def family_bits(spans: Sequence[Span], hmms: Sequence[Any], sequences: Sequence[
     return bits
 
 
-def by_model(model: Backbone, by: ModelWay, spans: Sequence[Span], mood: str, options: "Options") -> list[str]:
+def by_model(model: Backbone, by: ModelWay, spans: Sequence[Span], temperature: float, seed: int) -> list[str]:
     """What the model writes there; by mlm, what is drawn in random order, and the likeliest the surest first."""
     samples = infill(
-        model, [span.prompt for span in spans], by=by, temperature=options.temperatures[mood], top_p=1.0,
-        seed=options.seed, rounds=ROUNDS, order="random" if mood == "drawn" else "confidence",
+        model, [span.prompt for span in spans], by=by, temperature=temperature, top_p=1.0, seed=seed, rounds=ROUNDS,
+        order="random" if temperature else "confidence",
     )  # fmt: skip
     return [sample.sequence[span.start : span.start + LENGTH] for sample, span in zip(samples, spans, strict=True)]
 
@@ -246,19 +217,39 @@ def sample_letters(sample: Sequence[str]) -> Float64[np.ndarray, "letter"]:
     return shares / shares.sum()
 
 
+def fill_once(
+    model: Backbone, spans: Sequence[Span], sample: Sequence[str], options: "Options", temperature: float, seed: int
+) -> dict[str, list[str]]:
+    """Way -> the residues of each span."""
+    rng, shares, table = np.random.default_rng(seed), sample_letters(sample), trigram_table(sample)
+    fills = {
+        "composition": [by_composition(shares, temperature, rng) for _ in spans],
+        "3-gram": [by_trigrams(span, table, temperature, rng) for span in spans],
+    }
+    return fills | {by: by_model(model, by, spans, temperature, seed) for by in options.by}
+
+
 def fill_all(
     model: Backbone, spans: Sequence[Span], hmms: Sequence[Any], sample: Sequence[str], options: "Options"
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Way, mood and the residues of each span."""
-    shares, table = sample_letters(sample), trigram_table(sample)
-    for mood, temperature in options.temperatures.items():
-        rng = np.random.default_rng(options.seed)
-        yield "composition", mood, [by_composition(shares, temperature, rng) for _ in spans]
-        yield "3-gram", mood, [by_trigrams(span, table, temperature, rng) for span in spans]
-        for by in options.by:
-            logger.info("filling by %s, %s", by, mood)
-            yield by, mood, by_model(model, by, spans, mood, options)
-    yield "consensus", "likeliest", [consensus(span, [hmms[i] for i in of_family(hmms, span.family)]) for span in spans]
+    for mood, temperature in ((DRAWN, options.temperature), (LIKELIEST, 0.0)):
+        logger.info("filling, %s", mood)
+        fills = fill_once(model, spans, sample, options, temperature, options.seed)
+        yield from ((way, mood, own) for way, own in fills.items())
+    yield CONSENSUS, LIKELIEST, [consensus(span, [hmms[i] for i in of_family(hmms, span.family)]) for span in spans]
+    if options.draws:
+        logger.info("filling %d times", options.draws)
+        seeds = range(options.seed + 1, options.seed + 1 + options.draws)
+        drawn = [fill_once(model, spans, sample, options, options.temperature, seed) for seed in seeds]
+        for way in drawn[0]:
+            yield way, CHOSEN, choose(spans, hmms, [fills[way] for fills in drawn])
+
+
+def choose(spans: Sequence[Span], hmms: Sequence[Any], drawn: Sequence[Sequence[str]]) -> list[str]:
+    """Of several fillings of each span the one that the family's HMMs score best."""
+    bits = [family_bits(spans, hmms, [s.filled(f) for s, f in zip(spans, fills, strict=True)]) for fills in drawn]
+    return [drawn[best][place] for place, best in enumerate(np.argmax(bits, axis=0))]
 
 
 def judged_fills(model: Backbone, options: "Options") -> tuple[list[Span], list[Filling]]:
@@ -273,82 +264,11 @@ def judged_fills(model: Backbone, options: "Options") -> tuple[list[Span], list[
     members = [r for r in records if not options.families or fact(r, "family") in options.families]
     spans = choose_spans(members, hmms, options.spans, options.seed, options.tag)
     sample = [record.sequence for record in read_fasta(options.data / "sample.fasta.gz", unknown="skip")]
-    bits = partial(family_bits, spans, hmms)
+    bits, truths = partial(family_bits, spans, hmms), [span.truth for span in spans]
     true_bits = bits([span.protein.sequence for span in spans])
     return spans, [
-        judged(way, mood, spans, fills, true_bits - bits([s.filled(f) for s, f in zip(spans, fills, strict=True)]))
+        judged(way, mood, truths, fills, true_bits - bits([s.filled(f) for s, f in zip(spans, fills, strict=True)]))
         for way, mood, fills in fill_all(model, spans, hmms, sample, options)
-    ]
-
-
-def differences(fillings: Sequence[Filling]) -> list[Sequence[str]]:
-    """The model's ways against the floors, and against each other, in the same mood and on the same proteins."""
-    rows: list[Sequence[str]] = [("", "identity, points", "bits lost")]
-    for mood in MOODS:
-        of = {filling.way: filling for filling in fillings if filling.mood == mood}
-        pairs = [(way, other) for way in MODEL_WAYS for other in (*FLOORS, "consensus")] + [MODEL_WAYS]
-        for one, other in pairs:
-            if {one, other} <= of.keys():
-                rows.append((f"{one} - {other}, {mood}", *map(str, difference(of[one], of[other]))))
-    return rows
-
-
-def difference(one: Filling, other: Filling) -> tuple[Estimate, Estimate]:
-    """Identity, in points, and bits lost: of one way less the other's, protein by protein."""
-    num = len(one.num_right)
-    right = bootstrap_ratio(100 * (one.num_right - other.num_right), np.full(num, float(LENGTH)))
-    return right, bootstrap_ratio(one.bits_lost - other.bits_lost, np.ones(num))
-
-
-def picture(fillings: Sequence[Filling]) -> "Figure":
-    """Two panels of bars; what is drawn beside the likeliest."""
-    figure, panels = figures.blank(9.5, 3.6, columns=2)
-    ways = sorted({filling.way for filling in fillings}, key=WAYS.index)
-    for axes, name, label in zip(panels, ("identity", "loss"), ("true residues, %", "bits lost"), strict=True):
-        for number, mood in enumerate(MOODS):
-            for filling in fillings:
-                if filling.mood != mood:
-                    continue
-                at, estimate = ways.index(filling.way) + 0.4 * number - 0.2, getattr(filling, name)
-                axes.barh(at, estimate.value, 0.38, color=figures.COLOURS[number], label=mood)
-                axes.hlines(at, estimate.low, estimate.high, color="black", linewidth=1)
-        axes.set_yticks(range(len(ways)), ways)
-        axes.invert_yaxis()
-        axes.set_xlabel(label)
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
-    handles, labels = panels[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    panels[1].legend(unique.values(), unique.keys(), frameon=False, fontsize="small")
-    return figure
-
-
-def report(fillings: Sequence[Filling], spans: Sequence[Span], options: "Options") -> list[Section]:
-    """Of the page; writes its picture."""
-    of = {(filling.way, filling.mood): filling for filling in fillings}
-    table: list[Sequence[str]] = [
-        ("way", *(f"{what}, {mood}" for mood in MOODS for what in ("identity %", "bits lost")))
-    ]
-    for way in sorted({filling.way for filling in fillings}, key=WAYS.index):
-        found = [of.get((way, mood)) for mood in MOODS]
-        table.append((way, *(cell for f in found for cell in ((str(f.identity), str(f.loss)) if f else ("", "")))))
-    rounds = f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
-    rounds = rounds if "mlm" in options.by else ""
-    tagged = f", <{options.tag}=..> in front" if options.tag else ""
-    text = (
-        f"{len(spans)} spans of {LENGTH} residues, each in another held-out member, of"
-        f" {len({span.family for span in spans})} families, by seed {options.seed} inside of the HMM's envelope; model"
-        f" {options.model}{tagged}. identity: the share of the residues that are the true ones. bits lost: of the whole"
-        f" protein under its family's HMMs. drawn: the model at temperature {options.temperature:g}, floors by their"
-        f" shares; likeliest: temperature 0.{rounds} In brackets 95 % bootstrap intervals over proteins; members of a"
-        " family are alike, so they hold for these families."
-    )
-    image = ("identity and bits lost", figures.save(picture(fillings), options.out / "infilling.png"))
-    return [
-        Section(title="Infilling of held-out family members", text=text, table=table, images=[image]),
-        Section(
-            title="Differences on the same spans", text="Paired; of bits, fewer is better.", table=differences(fillings)
-        ),
     ]
 
 
@@ -371,14 +291,28 @@ class Options:
     by: tuple[ModelWay, ...] = MODEL_WAYS
     """Ways of the model's that are judged."""
     temperature: float = 1.0
-    """Of what the model draws."""
+    """Of what is drawn."""
+    draws: int = 0
+    """Fillings of each span from which the family's HMMs choose one; 0 leaves that out."""
     seed: int = 0
     """Of the spans and of what is drawn."""
 
-    @property
-    def temperatures(self) -> dict[str, float]:
-        """Of MOODS."""
-        return dict(zip(MOODS, (self.temperature, 0.0), strict=True))
+
+def about(options: Options) -> str:
+    """What a reader of the page has to know, on settings."""
+    rounds = f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
+    chosen = f" {CHOSEN}: of {options.draws} that are drawn the one of most bits."
+    return (
+        f"By seed {options.seed} inside of the HMM's envelope; model {options.model}"
+        f"{f', <{options.tag}=..> in front' if options.tag else ''}. {DRAWN}: at temperature"
+        f" {options.temperature:g}, floors by their shares; {LIKELIEST}: temperature 0."
+        f"{chosen if options.draws else ''}{rounds if 'mlm' in options.by else ''}"
+    )
+
+
+def page_of(spans: Sequence[Span], fillings: Sequence[Filling], options: Options) -> list[Section]:
+    """The page's sections; writes their picture."""
+    return report(fillings, len({span.family for span in spans}), options.out, about(options))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -389,7 +323,7 @@ def main(args: Sequence[str] | None = None) -> int:
     configure()
     spans, fillings = judged_fills(load(options.model), options)
     options.out.mkdir(parents=True, exist_ok=True)
-    text = to_markdown(report(fillings, spans, options), options.out)
+    text = to_markdown(page_of(spans, fillings, options), options.out)
     (options.out / "infilling.md").write_text(text)
     print(text)
     return 0

@@ -16,7 +16,7 @@ of the longest training member.
 
 Controls: samples without a tag, and those of each tag taken for members of the next family. The tuned model also fills
 spans of 20 residues in held-out members behind their tags, by smask (infill_families.py): drawn with the same
-temperature, and likeliest.
+temperature, likeliest, and the best of 16 by the family's HMMs, which judge it too.
 """
 
 import logging
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPERATURE, TOP_P, SEED = 0.8, 1.0, 0
+DRAWS = 16  # fillings of a span, from which the family's HMMs choose
 PRECISION: Literal["bf16"] = "bf16"
 TAG, UNTAGGED, ALL = "family", "untagged", "all"
 FAMILIES = (
@@ -107,7 +108,7 @@ class Options:
         """The same model on the same families."""
         return infill_families.Options(
             data=self.data, model=self.model, out=self.out, spans=self.spans, families=self.families, tag=TAG,
-            by=("smask",), temperature=TEMPERATURE, seed=SEED,
+            by=("smask",), temperature=TEMPERATURE, draws=DRAWS, seed=SEED,
         )  # fmt: skip
 
 
@@ -265,8 +266,11 @@ def infilling_sections(options: Options, model: Backbone) -> tuple[list[Section]
     spans, fillings = infill_families.judged_fills(model, options.infilling)
     found = tagged_figures.infilling_verdicts(fillings)
     table = [["target", "wanted", "found"], *([verdict.what, verdict.wanted, judged(verdict)] for verdict in found)]
-    pages = infill_families.report(fillings, spans, options.infilling)
-    about = f"drawn: temperature {TEMPERATURE:g}; likeliest: temperature 0. Composition is drawn in both."
+    pages = infill_families.page_of(spans, fillings, options.infilling)
+    about = (
+        f"drawn: temperature {TEMPERATURE:g}; likeliest: temperature 0; chosen: of {DRAWS} drawn the one that the HMMs"
+        " score best, so that of these its identity alone is news. The composition is drawn, and not chosen."
+    )
     return [Section(title="Targets of infilling by smask", text=about, table=table), *pages], found
 
 
@@ -288,7 +292,8 @@ def settings(options: Options, model: Backbone, lengths: Mapping[str, int]) -> d
     """What decides the samples and the spans."""
     return {
         "model_hash": fingerprint(model), "num": options.num, "families": options.families, "spans": options.spans,
-        "temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED, "precision": PRECISION, "max_length": dict(lengths),
+        "temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED, "draws": DRAWS, "precision": PRECISION,
+        "max_length": dict(lengths),
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from examples.infill_families import MOODS, Filling, difference
+from examples.infill_figures import MOODS, Filling, difference
 from generate import novelty
 from generate.divergence import UNDEFINED
 from generate.judge_report import Judgement
@@ -170,12 +170,12 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
 
 
 def infilling_verdicts(fillings: Sequence[Filling]) -> list[Verdict]:
-    """smask, drawn and likeliest, against the HMM's consensus and against letters drawn by their shares."""
+    """smask, in each mood, against the HMM's consensus and against letters drawn by their shares."""
     of = {(filling.way, filling.mood): filling for filling in fillings}
     floor = of["composition", "drawn"].bits_lost
     half = np.median(floor) / 2, medians(floor, seed=0) / 2
     found = []
-    for mood in MOODS:
+    for mood in (mood for mood in MOODS if ("smask", mood) in of):
         own = of["smask", mood]
         points, _ = difference(own, of["consensus", "likeliest"])
         found.append(Verdict(f"{mood}: identity above the consensus, points", "above 0", points, points.value > 0))

@@ -11,6 +11,7 @@ from pyhmmer.easel import Alphabet, TextMSA, TextSequence
 from pyhmmer.plan7 import Background, Builder
 
 from examples import infill_families as example
+from examples.infill_figures import difference, judged
 from generate.membership import bit_scores
 from xtrimo import checkpoint
 from xtrimo.errors import ConfigError, DataError
@@ -55,8 +56,6 @@ def test_a_span_is_a_prompt_of_what_is_around_it() -> None:
 def test_a_tag_stands_in_front() -> None:
     span = example.Span(Record("p", "MKT" + "A" * 20), "toy", 3, "family")
     assert str(span.prompt) == "<family=toy>MKT[20]"
-    options = example.Options(data=Path(), model="", temperature=0.8)
-    assert options.temperatures == {"drawn": 0.8, "likeliest": 0.0}
 
 
 def test_columns_by_hand() -> None:
@@ -109,13 +108,20 @@ def test_figures_by_hand(hmms: Sequence[Any], members: list[Record]) -> None:
     right, wrong = spans[0].truth, "".join("W" if letter != "W" else "A" for letter in spans[1].truth)
     true_bits = example.family_bits(spans, hmms, [span.protein.sequence for span in spans])
     lost = true_bits - example.family_bits(spans, hmms, [spans[0].filled(right), spans[1].filled(wrong)])
-    one = example.judged("mlm", "drawn", spans, [right, wrong], lost)
+    one = judged("mlm", "drawn", [span.truth for span in spans], [right, wrong], lost)
     assert one.num_right.tolist() == [20, 0] and one.identity.value == 50
     expected = bit_scores(hmms, [spans[1].protein.sequence, spans[1].filled(wrong)])[:, 0]
     assert one.loss.value == pytest.approx((expected[0] - expected[1]) / 2) and one.loss.value > 5
-    other = example.judged("3-gram", "drawn", spans, [wrong, wrong], lost)
-    identity, bits = example.difference(one, other)
+    other = judged("3-gram", "drawn", [span.truth for span in spans], [wrong, wrong], lost)
+    identity, bits = difference(one, other)
     assert identity.value == 50 and (bits.value, bits.low, bits.high) == (0, 0, 0)
+
+
+def test_the_filling_of_most_bits_is_chosen(hmms: Sequence[Any], members: list[Record]) -> None:
+    spans = example.choose_spans(members, hmms, 2, seed=0)
+    wrong = "".join("W" if letter != "W" else "A" for letter in CORE[:20])
+    drawn = [[spans[0].truth, wrong], [wrong, spans[1].truth], [wrong, wrong]]
+    assert example.choose(spans, hmms, drawn) == [spans[0].truth, spans[1].truth]
 
 
 def test_the_command_writes_its_page(
@@ -126,13 +132,15 @@ def test_the_command_writes_its_page(
     with (tmp_path / "families.hmm.gz").open("wb") as file:
         hmms[0].write(file)
     checkpoint.save(GLM(toy_config(), seed=0), tmp_path / "model")
-    arguments = [str(tmp_path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--spans", "3"]
+    arguments = [
+        str(tmp_path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--spans", "3", "--draws", "2",
+    ]  # fmt: skip
     assert example.main(arguments) == 0
     page = (tmp_path / "out/infilling.md").read_text()
     assert page in capsys.readouterr().out
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
     assert {"smask", "mlm", "composition", "3-gram", "consensus", "smask - mlm, drawn"} <= rows.keys()
-    assert rows["smask"].count("(") == 4 and rows["consensus"].count("(") == 2
+    assert rows["smask"].count("(") == rows["composition"].count("(") == 6 and rows["consensus"].count("(") == 2
     assert (tmp_path / "out/infilling.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="0 members have a span"):
         example.main([*arguments, "--families", "other"])
