@@ -133,7 +133,8 @@ def test_the_command_writes_its_page(
         hmms[0].write(file)
     checkpoint.save(GLM(toy_config(), seed=0), tmp_path / "model")
     arguments = [
-        str(tmp_path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--spans", "3", "--draws", "2",
+        str(tmp_path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--spans", "3",
+        "--draws", "2",
     ]  # fmt: skip
     assert example.main(arguments) == 0
     page = (tmp_path / "out/infilling.md").read_text()
