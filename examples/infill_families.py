@@ -61,6 +61,8 @@ ROUNDS = 10  # of mlm: two residues in each
 
 logger = logging.getLogger("xtrimo.examples")
 Table = Float64[np.ndarray, "word word letter"]
+Letters = tuple[Float64[np.ndarray, "letter"], Table]
+"""What floors draw from: shares of letters, and of each after two others."""
 
 
 class Span(NamedTuple):
@@ -218,30 +220,31 @@ def sample_letters(sample: Sequence[str]) -> Float64[np.ndarray, "letter"]:
 
 
 def fill_once(
-    model: Backbone, spans: Sequence[Span], sample: Sequence[str], options: "Options", temperature: float, seed: int
+    model: Backbone, spans: Sequence[Span], letters: Letters, by: Sequence[ModelWay], temperature: float, seed: int
 ) -> dict[str, list[str]]:
     """Way -> the residues of each span."""
-    rng, shares, table = np.random.default_rng(seed), sample_letters(sample), trigram_table(sample)
+    rng, (shares, table) = np.random.default_rng(seed), letters
     fills = {
         "composition": [by_composition(shares, temperature, rng) for _ in spans],
         "3-gram": [by_trigrams(span, table, temperature, rng) for span in spans],
     }
-    return fills | {by: by_model(model, by, spans, temperature, seed) for by in options.by}
+    return fills | {way: by_model(model, way, spans, temperature, seed) for way in by}
 
 
 def fill_all(
     model: Backbone, spans: Sequence[Span], hmms: Sequence[Any], sample: Sequence[str], options: "Options"
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Way, mood and the residues of each span."""
+    letters = sample_letters(sample), trigram_table(sample)
     for mood, temperature in ((DRAWN, options.temperature), (LIKELIEST, 0.0)):
         logger.info("filling, %s", mood)
-        fills = fill_once(model, spans, sample, options, temperature, options.seed)
+        fills = fill_once(model, spans, letters, options.by, temperature, options.seed)
         yield from ((way, mood, own) for way, own in fills.items())
     yield CONSENSUS, LIKELIEST, [consensus(span, [hmms[i] for i in of_family(hmms, span.family)]) for span in spans]
     if options.draws:
         logger.info("filling %d times", options.draws)
         seeds = range(options.seed + 1, options.seed + 1 + options.draws)
-        drawn = [fill_once(model, spans, sample, options, options.temperature, seed) for seed in seeds]
+        drawn = [fill_once(model, spans, letters, options.by, options.temperature, seed) for seed in seeds]
         for way in drawn[0]:
             yield way, CHOSEN, choose(spans, hmms, [fills[way] for fills in drawn])
 
