@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,10 @@ def pooled(model: GLM, sequences: Sequence[str]) -> list[np.ndarray]:
 def least_cosine(model: GLM, exact: GLM, sequences: Sequence[str]) -> float:
     """The smallest cosine between the states of a residue in two models."""
     pairs = zip(iter_embeddings(model, sequences), iter_embeddings(exact, sequences), strict=True)
-    return min(float(F.cosine_similarity(*(torch.from_numpy(e.hidden) for e in pair)).min()) for pair in pairs)
+    return min(
+        float(F.cosine_similarity(torch.from_numpy(one.hidden), torch.from_numpy(other.hidden)).min())
+        for one, other in pairs
+    )
 
 
 def peers(size: str, sequences: Sequence[str], folder: Path) -> dict[str, Variant]:
@@ -228,7 +232,7 @@ def _esm_cpp(model: Any, sequences: Sequence[str], folder: Path) -> dict[str, Va
         name: esm_cpp.Model.load_from_safetensors(str(folder / "model.safetensors")) for name in ("fp32", "int8")
     }
     engines["int8"].quantize_weights()
-    return {f"esm-cpp {name}": lambda engine=engine: engine.forward_scheduled(ids) for name, engine in engines.items()}
+    return {f"esm-cpp {name}": partial(engine.forward_scheduled, ids) for name, engine in engines.items()}
 
 
 def report_of(machine: Machine, setting: dict[str, Any], timings: Timings, products: dict[str, float]) -> Report:

@@ -127,6 +127,7 @@ def ours(size: str, rows: Sequence[Row], precision: Any) -> Run:
 
     def run(steps: int) -> float:
         ends: list[float] = []
+        own = copy.deepcopy(predictor)
 
         def batches(step: int) -> Sequence[Row]:
             ends.append(time.process_time())  # of the step before
@@ -135,7 +136,7 @@ def ours(size: str, rows: Sequence[Row], precision: Any) -> Run:
         training = TrainingConfig(steps=steps + 1, learning_rate=RATE, precision=precision, accumulate=2, log_every=1,
                                   save_every=10**6)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
-            fit(copy.deepcopy(predictor), lambda module, items: module.loss(items), batches, training, folder)
+            fit(own, lambda _, items: own.loss(items), batches, training, folder)
         return _stepping(ends)
 
     return run

@@ -17,6 +17,7 @@ more by int8 than its gate lets pass, and here nothing is judged but speed: the 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ from jaxtyping import Bool
 
 from benchmarks import protocol
 from benchmarks.protocol import Machine, Report, Timings
-from generate.engine import CHOICES, END, Decoding, Start, write
+from generate.engine import CHOICES, END, Decoding, write
+from generate.starts import Start
 from xtrimo.cache import bytes_per_token
 from xtrimo.config import GLMConfig
 from xtrimo.model import GLM
@@ -121,7 +123,7 @@ def measure(config: BenchmarkConfig, size: str) -> Iterator[Report]:
 
     def variants(lengths: Sequence[int]) -> dict[str, Run]:
         return {
-            f"{name}, {num}": lambda m=m, num=num, run=static if name in theirs else written: run(m, lengths, num)
+            f"{name}, {num}": partial(static if name in theirs else written, m, lengths, num)
             for num in slots for name, m in models.items()
         }  # fmt: skip
 

@@ -9,6 +9,7 @@ mutate --scan` calls. Both read by the same model, laid out for this CPU. What t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def main() -> None:
             alone[key] = one_by_one(model, wild, sample, method)
 
         variants |= {f"{name} {method} scan": scanned, f"{name} {method} one by one": each}
-        warm[name] = lambda model=models[name]: scan(model, wild[:20])
+        warm[name] = partial(scan, models[name], wild[:20])
     *_, timings = protocol.interleave(variants, config.rounds, warm=warm)
     rows = []
     for name, method in pairs:

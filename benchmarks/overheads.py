@@ -73,7 +73,8 @@ def data(fasta: Path, rounds: int) -> Report:
 
 def save(models: tuple[str, ...], rounds: int) -> Report:
     """Wall seconds of a checkpoint against its bytes."""
-    rows, seconds = [], {}
+    rows: list[tuple[str, ...]] = []
+    seconds: dict[str, list[float]] = {}
     for model in models:
         config = make_config(model)
         with process_groups(config), tempfile.TemporaryDirectory(dir=".") as folder:
@@ -90,7 +91,8 @@ def save(models: tuple[str, ...], rounds: int) -> Report:
 
 def _save_repeatedly(config: PretrainConfig, folder: Path, rounds: int) -> tuple[list[float], list[float], int]:
     trainer = Trainer(config)
-    took, waited = [], []
+    took: list[float] = []
+    waited: list[float] = []
     for step in range(1, rounds + 1):
         for times, asynchronous in ((took, False), (waited, True)):
             trainer.config = dataclasses.replace(config, async_save=asynchronous)

@@ -39,7 +39,7 @@ from xtrimo.packing import Row, pack
 from xtrimo.tokens import EOS, FIRST_RESIDUE, MASK, VOCAB_SIZE, encode_residues
 
 PROTEINS = {"glm-1m": 96, "glm-8m": 96, "glm-35m": 32, "glm-150m": 16}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Literal["fp32", "bf16"], torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # ESM's words: <cls> <pad> <eos> <unk>, then the residues in the order of ours, ".", "-", a null, <mask>
 ESM_CLS, ESM_PAD, ESM_EOS, ESM_FIRST_RESIDUE, ESM_MASK, ESM_WORDS = 0, 1, 2, 4, 32, 33
 NO_LOSS = -100
@@ -182,8 +182,8 @@ class Plain:
 
     def __init__(self, config: PretrainConfig, rows: Sequence[Row]) -> None:
         self.config, self.optimizer_config = config, config.optimizer
-        self.model = GLM(config.glm, seed=config.seed).to(DTYPES[config.precision])
-        self.weights = list(self.model.parameters())
+        self.model = GLM(config.glm, seed=config.seed).to(DTYPES["bf16" if config.precision == "bf16" else "fp32"])
+        self.weights: list[torch.Tensor] = list(self.model.parameters())
         self.masters = self.weights
         if config.precision == "bf16":
             self.masters = [weight.detach().float().requires_grad_() for weight in self.weights]
@@ -221,7 +221,8 @@ class Plain:
         loss.backward()
         if self.masters is not self.weights:  # fp32 sums of bf16 gradients, as in the trainer
             for master, weight in zip(self.masters, self.weights, strict=True):
-                master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
+                if weight.grad is not None:
+                    master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
                 weight.grad = None
         return float(loss.detach())
 

@@ -220,7 +220,7 @@ class Report:
     """What was compared, as JSON-ready facts."""
     timings: Timings
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
     def to_markdown(self) -> str:

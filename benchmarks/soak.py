@@ -76,7 +76,8 @@ def run_both(config: SoakConfig, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     run_distributed(attempt, 2, command(config, corpus, peaceful), None, timeout=3600.0)
     seconds = time.perf_counter() - began
-    rng, moments = random.Random(config.seed), []
+    rng = random.Random(config.seed)
+    moments: list[dict[str, Any]] = []
     while len(moments) < config.kills:
         # two thirds of them late enough for some progress, so that the run neither ends early nor stands still
         delay = rng.uniform(0.0, 3 * seconds / config.kills)

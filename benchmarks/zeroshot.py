@@ -21,7 +21,8 @@ import numpy as np
 import tyro
 from jaxtyping import Float64
 
-from heads.metrics import METRICS, Items
+from heads.counted import Items
+from heads.metrics import METRICS
 from heads.proteingym import Assay, read_assay, read_reference
 from heads.zeroshot import SETTINGS
 from xtrimo.intervals import Estimate

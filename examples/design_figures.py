@@ -170,8 +170,8 @@ MEASURES: dict[str, Measure] = {
 
 def tm_score(model: Backbone, reference: Backbone) -> float:
     """Of C-alphas, residue by residue; what is not a number counts as unlike."""
-    places = [backbone[:, CA].astype(np.float64) for backbone in (model, reference)]
-    return best_scores(*places, len(reference))[0]
+    ours, true = (backbone[:, CA].astype(np.float64) for backbone in (model, reference))
+    return best_scores(ours, true, len(reference))[0]
 
 
 def rejoined(backbone: Backbone, rng: np.random.Generator) -> Backbone:

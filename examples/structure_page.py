@@ -31,7 +31,7 @@ def made_up(chain: Chain) -> Prediction:
     plddt = (98 - 68 * (outside / outside.max()) ** 2).astype(np.float32)
     apart = np.linalg.norm(ca[:, None] - ca[None], axis=-1)
     errors = np.clip(apart * (0.1 + (100 - plddt[None]) / 60), 0, 31.75)  # of j, the column
-    exists = np.isfinite(places).all(-1)
+    exists = np.asarray(np.isfinite(places).all(-1))
     return Prediction(
         name=chain.name, sequence="".join(letter for letter, there in zip(chain.sequence, seen, strict=True) if there),
         atoms=np.nan_to_num(places), exists=exists, plddt=plddt,
