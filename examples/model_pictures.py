@@ -145,7 +145,7 @@ def draw_block(out: Path) -> Path:
 
 def draw_ranks(out: Path) -> Path:
     """Sixteen ranks as tensor 2 x context 2 x data 2 x pipeline 2."""
-    from megatron.core import parallel_state  # seconds of imports
+    from pretrain.parallel import parallel_state  # seconds of imports
 
     groups = parallel_state.RankGenerator(tp=2, ep=1, dp=2, pp=2, cp=2, order="tp-cp-ep-dp-pp")
     axis = {name: np.zeros(16, dtype=int) for name in ("tp", "cp", "dp", "pp")}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+from megatron.core import parallel_state as parallel_state  # which examples read from here
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from pretrain import cuda_names, fused_adam
