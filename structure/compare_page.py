@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from structure.compare import TITLES, Pair
 from structure.metrics import best_core
 from structure.viewer import Column, Item, Page, Structure, write_page
-from structure.writers import NAMES, UNKNOWN
+from structure.writers import atom_records
 from xtrimo.chains import Chain
 
 SHOWN = ("tm", "rmsd_ang", "lddt", "gdt_ts")
@@ -51,10 +51,10 @@ def _item(pair: Pair) -> Item:
     cells = (None if math.isnan(value) else value for value in figures)
     numbers = _numbers(reference)
     placed = _superposed(model.xyz, rows, reference.xyz[columns], row.figures.num_reference)
-    texts = [
-        _pdb([model.sequence[each] for each in rows], placed[rows], model.atoms, [numbers[each] for each in columns]),
-        _pdb([*reference.sequence], reference.xyz, reference.atoms, numbers),
-    ]
+    records = (
+        atom_records([model.sequence[each] for each in rows], placed[rows], model.atoms, np.array(numbers)[columns]),
+        atom_records(reference.sequence, reference.xyz, reference.atoms, np.array(numbers)),
+    )
     apart = np.full((len(numbers), len(numbers)), np.nan)
     own, other = (_distances(xyz[:, CA]) for xyz in (model.xyz[rows], reference.xyz[columns]))
     apart[np.ix_(columns, columns)] = np.abs(own - other)
@@ -63,8 +63,8 @@ def _item(pair: Pair) -> Item:
         cells=(row.model, *cells, row.figures.num_aligned),
         sequence=reference.sequence, numbers=tuple(numbers), pairs_ang=apart,
         structures=tuple(
-            Structure(label=label, ending="pdb", text=text)
-            for label, text in zip(("model", "reference"), texts, strict=True)
+            Structure(label=label, ending="pdb", text="\n".join([*lines, "TER", "END"]) + "\n")
+            for label, lines in zip(("model", "reference"), records, strict=True)
         ),
     )  # fmt: skip
 
@@ -95,18 +95,3 @@ def _superposed(
 def _distances(points: Float[np.ndarray, "residue 3"]) -> Float64[np.ndarray, "residue residue"]:
     points = points.astype(np.float64)
     return np.linalg.norm(points[:, None] - points[None], axis=-1)
-
-
-def _pdb(
-    letters: Sequence[str], xyz: Float[np.ndarray, "length atom 3"], atoms: Sequence[str], numbers: Sequence[int]
-) -> str:
-    """The atoms that there are, as a PDB file of chain A."""
-    lines: list[str] = []
-    for row, column in np.argwhere(np.isfinite(xyz).all(-1)).tolist():
-        x, y, z = xyz[row, column].tolist()
-        serial, name = len(lines) % 99_999 + 1, NAMES.get(letters[row], UNKNOWN)
-        lines.append(
-            f"ATOM  {serial:5d}  {atoms[column]:<3} {name} A{numbers[row]:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00"
-            f"          {atoms[column][0]:>2}"
-        )
-    return "\n".join([*lines, "TER", "END"]) + "\n"

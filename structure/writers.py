@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 
 from structure.prediction import Prediction
 from xtrimo import __version__
@@ -137,18 +137,43 @@ def _sequence_lines(letter: str, sequence: str) -> list[str]:
 
 def _chain_lines(prediction: Prediction, number: int, letter: str) -> list[str]:
     """The ATOM records of one chain."""
+    own = prediction.chain == number
+    letters = [residue for residue, there in zip(prediction.residues, own, strict=True) if there]
+    atoms = np.where(prediction.exists[own][..., None], prediction.atoms[own], np.nan)
+    return atom_records(
+        letters, atoms, ATOMS, _numbers(prediction)[own], chain=letter, b_factor=prediction.atom_plddt[own]
+    )
+
+
+def atom_records(
+    letters: Sequence[str],
+    xyz: Float[np.ndarray, "residue atom 3"],
+    atoms: Sequence[str],
+    numbers: Int[np.ndarray, "residue"],
+    *,
+    chain: str = "A",
+    b_factor: Float[np.ndarray, "residue atom"] | None = None,
+) -> list[str]:
+    """The ATOM records of a PDB file for residues of one chain, serial numbers from 1; atoms at NaN are left out.
+
+    Args:
+        letters: of the amino acids.
+        atoms: names of the columns, of C, N, O and S alone.
+        numbers: of the residues, -999 to 9999.
+    """
     from biotite import structure
     from biotite.structure.io.pdb import PDBFile
 
-    rows, columns = np.nonzero(prediction.exists & (prediction.chain == number)[:, None])
+    rows, columns = np.nonzero(np.isfinite(xyz).all(-1))
     array = structure.AtomArray(len(rows))
-    array.coord = prediction.atoms[rows, columns]
-    array.chain_id[:] = letter
-    array.res_id = _numbers(prediction)[rows]
-    array.res_name = np.array([NAMES.get(prediction.residues[row], UNKNOWN) for row in rows])
-    array.atom_name = np.array(ATOMS)[columns]
-    array.element = np.array([name[0] for name in ATOMS])[columns]  # C, N, O and S alone
-    array.set_annotation("b_factor", prediction.atom_plddt[rows, columns].astype(np.float64))
+    array.coord = xyz[rows, columns]
+    array.chain_id[:] = chain
+    array.res_id = numbers[rows]
+    array.res_name = np.array([NAMES.get(letters[row], UNKNOWN) for row in rows.tolist()])
+    array.atom_name = np.array(atoms)[columns]
+    array.element = np.array([name[0] for name in atoms])[columns]
+    if b_factor is not None:
+        array.set_annotation("b_factor", b_factor[rows, columns].astype(np.float64))
     file = PDBFile()
     file.set_structure(array)
     return [line for line in file.lines if line.startswith("ATOM")]
