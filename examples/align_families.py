@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 TEMPERATURE, MAX_LENGTH = 0.8, 500
 RATES: dict[Method, float] = {"rest": 3e-4, "dpo": 3e-5, "dno": 3e-5}
 """Found in trials with another seed; at 1e-4 dpo learns its drafts by heart, and gains nothing on new ones."""
-FEWER = (16, 64)
+ROUNDS: dict[Method, int] = {"rest": 8, "dpo": 4, "dno": 4}
+FEWER, FEWER_ROUNDS = (16, 64), 4
 """Drafts of a prompt, for rest: whether more of them still help."""
 PROBES = ("secondary_structure", "localization", "stability")
 """On these the pretrained model knows more than random weights, so that it has something to forget."""
@@ -75,8 +76,8 @@ class Options:
     """Folder with the tables of the probe tasks; without it nothing is said of these."""
     num: int = 256
     """Drafts of each prompt in a round."""
-    rounds: int = 4
-    """Of drafts and training."""
+    rounds: int | None = None
+    """Of drafts and training; by default 8 of rest with as many drafts as `num`, and 4 of any other run."""
     steps: int = 64
     """Optimizer steps of a round."""
     pool: int = POOL
@@ -87,8 +88,9 @@ class Options:
     def config(self, method: Method, prompts: Sequence[str], num: int) -> AlignConfig:
         """A run of `xtrimo align`."""
         name = method if num == self.num else f"{method}-{num}"
+        rounds = self.rounds or (ROUNDS[method] if num == self.num else FEWER_ROUNDS)
         return AlignConfig(
-            model=self.model, out=self.out / name, method=method, prompts=tuple(prompts), num=num, rounds=self.rounds,
+            model=self.model, out=self.out / name, method=method, prompts=tuple(prompts), num=num, rounds=rounds,
             steps=self.steps, learning_rate=RATES[method], temperature=TEMPERATURE, max_length=MAX_LENGTH,
             replay=self.data / "sample.fasta.gz",
         )  # fmt: skip
@@ -154,7 +156,7 @@ def sections(
     """The page."""
     image = figures.save(picture(runs, points, JUDGED), options.out / "align_families.png")
     text = (
-        f"Model {Path(options.model).name}, judge {Path(options.judge).name}; {options.rounds} rounds of"
+        f"Model {Path(options.model).name}, judge {Path(options.judge).name}; rounds of"
         f" {options.steps} steps; {options.num} drafts of each family's tag in a round. reward: best bit score under"
         " the family's HMMs. gain: of it, in deviations of the tuned model's drafts to the same tag. KL: nats a protein"
         f" from the tuned model. {JUDGED}: nats a residue. distinct: clusters of 90 % identity a draft. replay: nats of"
@@ -181,7 +183,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     options = tyro.cli(Options, args=args)
     configure()
-    asked = {name: value for name, value in asdict(options).items() if name not in ("data", "out", "tasks")}
+    asked = {name: value for name, value in asdict(options).items() if name not in ("data", "out", "tasks", "rounds")}
     claim(options.out, asked)
     rewards, judges = prompts_of(options), {JUDGED: naturalness(load(options.judge))}
     runs: dict[str, list[Standing]] = {}

@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 BETAS: dict[Method, float] = {"rest": 1.0, "dpo": 0.1, "dno": 0.02}
 """Shares of wins differ five times less than rewards in deviations."""
 RATES = {"lora": 1e-3, "full": 1e-4}
-FREE = ("out", "device", "batch_size", "replay", "reward", "preference", "judge")
-"""Fields that change how a result is reached, or are told by what they hold."""
+FREE = ("out", "device", "batch_size", "rounds", "replay", "reward", "preference", "judge")
+"""Fields that change how a result is reached, or how far, or are told by what they hold."""
 _SLOTS = 64  # proteins written at a time
 _NUM_VALID = 200  # replayed proteins to judge by
 
@@ -67,7 +67,7 @@ class AlignConfig:
     num: int = 64
     """Drafts of each prompt in a round."""
     rounds: int = 4
-    """Of drafts and training."""
+    """Of drafts and training. A finished run is gone on with by asking for more."""
     steps: int = 40
     """Optimizer steps of a round."""
     lessons: int = 16
@@ -192,7 +192,7 @@ def align_generator(
     config: AlignConfig, rewards: Reward | Mapping[str, Reward], *, preference: Preference | None = None,
     judges: Mapping[str, Reward] | None = None, asked: Mapping[str, Any] | None = None,
 ) -> list[Standing]:  # fmt: skip
-    """Run all rounds, or go on where a run of this folder was killed; how each stands, the first policy's first.
+    """Run all rounds, or go on where a run of this folder ended; how each stands, the first policy's first.
 
     Args:
         rewards: what is learned from; one for all prompts, or one for each.
@@ -213,7 +213,9 @@ def align_generator(
     kept = {name: value for name, value in asdict(config).items() if name not in FREE}
     facts = {"functions": dict(asked or {}), "model_hash": fingerprint(run.start), "replay": fingerprint_of(run.replay)}
     if finished := claim(config.out, kept | facts):
-        return [Standing.read(each) for each in finished["rounds"]]
+        told, leashed = finished["rounds"], finished["counts"] < len(finished["rounds"]) - 1
+        if leashed or len(told) > config.rounds:
+            return [Standing.read(each) for each in told]
     standings: list[Standing] = []
     counts = 0
     for number in range(config.rounds + 1):

@@ -123,12 +123,27 @@ def test_a_killed_run_ends_as_an_unbroken_one(base: Path, tmp_path: Path) -> Non
         align_generator(config(base, tmp_path / "broken", **rest | {"seed": 1}), lysines)
 
 
+def test_more_rounds_go_on_where_fewer_ended(base: Path, tmp_path: Path) -> None:
+    few: dict[str, Any] = dict(num=8, steps=4)
+    whole = align_generator(config(base, tmp_path / "whole", **few), lysines)
+    part = config(base, tmp_path / "part", **few, rounds=1)
+    assert align_generator(part, lysines) == whole[:2]
+    more = config(base, tmp_path / "part", **few)
+    assert align_generator(more, lysines) == whole
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert weights[0] == weights[1]
+    assert align_generator(part, lysines) == whole  # all there is
+
+
 def test_no_round_beyond_the_leash_counts(base: Path, tmp_path: Path) -> None:
     asked = config(base, tmp_path / "run", max_kl=0.2, learning_rate=4e-3, rounds=3)
     standings = align_generator(asked, lysines)
     assert len(standings) < 4 and standings[-1].kl.value > 0.2
     counts = json.loads((tmp_path / "run/results.json").read_text())["counts"]
     assert counts == len(standings) - 2
+    assert (
+        align_generator(config(base, tmp_path / "run", max_kl=0.2, learning_rate=4e-3, rounds=9), lysines) == standings
+    )
     chosen = base if not counts else tmp_path / f"run/round-{counts}/model"
     weights = (xtrimo.load(path).state_dict() for path in (chosen, tmp_path / "run/model"))
     assert all(bool((a == b).all()) for a, b in zip(*(each.values() for each in weights), strict=True))
