@@ -135,15 +135,20 @@ def point(options: Options, model: str, num: int) -> Point:
 
 
 def picture(by_size: Sequence[Point], by_model: Sequence[Point]) -> "Figure":
-    """lDDT against chains, and with each language model."""
+    """lDDT and TM-score against chains, and with each language model."""
     figure, (left, right) = figures.blank(9, 3.5, columns=2)
     for axes, points, places in (
         (left, by_size, [point.chains for point in by_size]), (right, by_model, list(range(len(by_model)))),
     ):  # fmt: skip
-        values = [point.figures[LABELS["lddt"]] for point in points]
-        reach = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
-        axes.errorbar(places, [v.value for v in values], yerr=reach, marker="o", capsize=3, color=figures.COLOURS[0])
-        axes.set(ylabel="lDDT of test chains")
+        for name, colour in zip(("lddt", "tm"), figures.COLOURS, strict=False):
+            found = [point.figures[LABELS[name]] for point in points]
+            reach = [[each.value - each.low for each in found], [each.high - each.value for each in found]]
+            axes.errorbar(
+                places, [each.value for each in found], yerr=reach, marker="o", capsize=3, color=colour,
+                label=LABELS[name],
+            )  # fmt: skip
+        axes.set(ylabel="mean over test chains")
+    left.legend()
     left.set(xscale="log", xlabel=f"chains to train on, with {by_size[0].model}")
     right.set(xticks=range(len(by_model)), xlabel=f"read by the folding model, {by_model[0].chains:,} chains")
     right.set_xticklabels([point.model for point in by_model])
@@ -179,8 +184,9 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     sections = [
         Section(title="Folding against data", text=text, table=rows(by_size, num_crops),
-                images=[("lDDT against chains and language model", image)]),
-        Section(title="Folding against the language model", table=rows(by_model, num_crops)),
+                images=[("lDDT and TM-score against chains and language model", image)]),
+        Section(title="Folding against the language model", text=f"All on {counts[-1]:,} chains, none seen twice.",
+                table=rows(by_model, num_crops)),
     ]  # fmt: skip
     (options.out / "fold_curves.md").write_text(to_markdown(sections, options.out))
     facts = [
