@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 TEMPERATURE, MAX_LENGTH = 0.8, 500
 RATES: dict[Method, float] = {"rest": 3e-4, "dpo": 3e-5, "dno": 3e-5}
 """Found in trials with another seed; at 1e-4 dpo learns its drafts by heart, and gains nothing on new ones."""
-ROUNDS: dict[Method, int] = {"rest": 8, "dpo": 4, "dno": 4}
+ROUNDS: dict[Method, int] = {"rest": 10, "dpo": 4, "dno": 4}
 FEWER, FEWER_ROUNDS = (16, 64), 4
 """Drafts of a prompt, for rest: whether more of them still help."""
 PROBES = ("secondary_structure", "localization", "stability")
@@ -77,7 +77,7 @@ class Options:
     num: int = 256
     """Drafts of each prompt in a round."""
     rounds: int | None = None
-    """Of drafts and training; by default 8 of rest with as many drafts as `num`, and 4 of any other run."""
+    """Of drafts and training; by default 10 of rest with as many drafts as `num`, and 4 of any other run."""
     steps: int = 64
     """Optimizer steps of a round."""
     pool: int = POOL
@@ -151,7 +151,7 @@ def verdicts(runs: Mapping[str, Sequence[Standing]]) -> list[list[str]]:
 
 
 def sections(
-    options: Options, runs: Mapping[str, Sequence[Standing]], points: Sequence[Point], found: Mapping[str, Any]
+    options: Options, runs: Mapping[str, Sequence[Standing]], points: Sequence[Point], found: "Mapping[str, list[Line]]"
 ) -> list[Section]:
     """The page."""
     image = figures.save(picture(runs, points, JUDGED), options.out / "align_families.png")
@@ -162,7 +162,7 @@ def sections(
         f" from the tuned model. {JUDGED}: nats a residue. distinct: clusters of 90 % identity a draft. replay: nats of"
         " held-out proteins like those of pretraining. In brackets 95 % bootstrap intervals over drafts."
     )
-    probed = [["", *(line.name for line in next(iter(found.values()), []))]]
+    probed = [["", *(f"{line.task.name}, {line.task.metric}" for line in next(iter(found.values()), []))]]
     probed += [[name, *(str(line.model) for line in lines)] for name, lines in found.items()]
     return [
         Section(title="Alignment with family bit scores", text=text, table=standings_table(runs),

@@ -13,6 +13,8 @@ from examples.align_figures import best_of_n, rows
 from generate.drafts import Drafts
 from generate.membership import bit_scores, read_hmms
 from tests.generate.families import members, write_family
+from tests.heads.generated import made_dataset
+from tests.heads.test_finetune import csv_file
 from xtrimo import checkpoint
 from xtrimo.fasta import Record, write_fasta
 from xtrimo.model import GLM
@@ -29,7 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ("<rev>", "<family=kinase>", "<family=lyase>")
     checkpoint.save(GLM(toy_config(num_layers=2, max_length=600, control_words=words), seed=1), folder / "model")
     checkpoint.save(GLM(toy_config(num_layers=2, max_length=600), seed=2), folder / "judge")
+    (folder / "tasks").mkdir()
+    csv_file(made_dataset("sequence", "regression"), folder / "tasks/stability.csv")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align_families, "PROBES", ("stability",))
         patch.setattr("generate.drafts.best_method", lambda: "3-mers and alignment")
         patch.setattr(align_families, "FEWER", (4,))
         patch.setattr(align_families, "MAX_LENGTH", 40)
@@ -38,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         args = [
             str(folder), "--model", str(folder / "model"), "--judge", str(folder / "judge"), "--out",
             str(folder / "out"), "--num", "8", "--rounds", "1", "--steps", "2", "--pool", "32",
+            "--tasks", str(folder / "tasks"), "--max-rows", "24",
         ]  # fmt: skip
         assert align_families.main(args) == 0
         assert align_families.main(args) == 0  # read again
@@ -62,6 +68,7 @@ def test_the_page_has_every_run(folder: Path) -> None:
         assert set(standings[0]["replay"]) == {"mlm", "gmask", "smask"}
     first = [standings[0]["reward"] for name, standings in facts["runs"].items() if name != "rest-4"]
     assert first[0] == first[1] == first[2]  # the same drafts
+    assert "| stability, spearman |" in page and page.count("| rest |") == 5  # once in each table but best of n
     assert (folder / "out/align_families.png").stat().st_size > 10_000
     assert {point["by"] for point in facts["points"]} >= {"gold", "32 pairs"}
 
