@@ -49,8 +49,9 @@ TEMPERATURE, MAX_LENGTH = 0.8, 500
 RATES: dict[Method, float] = {"rest": 3e-4, "dpo": 3e-5, "dno": 3e-5}
 """Found in trials with another seed; at 1e-4 dpo learns its drafts by heart, and gains nothing on new ones."""
 ROUNDS: dict[Method, int] = {"rest": 10, "dpo": 4, "dno": 4}
+"""Until rest gains no more; the other two were left at four."""
 FEWER, FEWER_ROUNDS = (16, 64), 4
-"""Drafts of a prompt, for rest: whether more of them still help."""
+"""Drafts of a prompt, for rest: whether more of them still help; and the rounds of these."""
 PROBES = ("secondary_structure", "localization", "stability")
 """On these the pretrained model knows more than random weights, so that it has something to forget."""
 JUDGED = "naturalness"

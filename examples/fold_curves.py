@@ -28,7 +28,7 @@ from structure.train import train_fold
 from structure.train_command import NO_MODEL, TrainFoldOptions
 from xtrimo import figures
 from xtrimo.chains import read_chains
-from xtrimo.durable import write_json
+from xtrimo.durable import write_json, write_text
 from xtrimo.errors import DataError
 from xtrimo.intervals import Estimate
 from xtrimo.log import configure
@@ -188,7 +188,7 @@ def main(args: Sequence[str] | None = None) -> int:
         Section(title="Folding against the language model", text=f"All on {counts[-1]:,} chains, none seen twice.",
                 table=rows(by_model, num_crops)),
     ]  # fmt: skip
-    (options.out / "fold_curves.md").write_text(to_markdown(sections, options.out))
+    write_text(options.out / "fold_curves.md", to_markdown(sections, options.out))
     facts = [
         {"model": each.model, "chains": each.chains, "valid": each.valid,
          "figures": {name: figure.value for name, figure in each.figures.items()}}
