@@ -127,7 +127,7 @@ class TriangleMultiplication(nn.Module):
         """a and b of some rows of pairs."""
         x = normed(self.norm_in, z, self.gate_in).flatten(0, 2).T  # (dim, pair)
         sides = self.gate_in(x).sigmoid_() * self.project_in(x)
-        a, b = sides.unflatten(1, z.shape[:3]).mul_(mask).chunk(2)
+        a, b = sides.unflatten(1, z.shape[:3]).mul_(mask.to(sides.dtype)).chunk(2)
         return a, b
 
     def _product(self, a: Sides, b: Sides) -> Sides:
