@@ -9,7 +9,7 @@ Fixed before anything was drawn: the reward, a protein's best bit score under th
 for; the judge, nats a residue that JUDGE finds it likely by (naturalness), which must not fall; drawing at temperature
 0.8 with nothing left out, cut at 500 residues; and what is below.
 
-    OUT/METHOD/               a run of `xtrimo align`; rest-16 and rest-64 have fewer drafts of a prompt
+    OUT/METHOD/               a run of `xtrimo align`; rest-16, rest-64 and rest-512 have other numbers of drafts
     OUT/pool.csv              drafts of MODEL, for best-of-n and for reward models
     OUT/rewards/NUM/          a reward model from so many pairs
     OUT/probes/NAME/          `xtrimo bench` of a model on three tasks
@@ -50,8 +50,20 @@ RATES: dict[Method, float] = {"rest": 3e-4, "dpo": 3e-5, "dno": 3e-5}
 """Found in trials with another seed; at 1e-4 dpo learns its drafts by heart, and gains nothing on new ones."""
 ROUNDS: dict[Method, int] = {"rest": 10, "dpo": 4, "dno": 4}
 """Until rest gains no more; the other two were left at four."""
-FEWER, FEWER_ROUNDS = (16, 64), 4
-"""Drafts of a prompt, for rest: whether more of them still help; and the rounds of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A run of rest with another number of drafts than `num`: whether more of them still help."""
+
+    num: int
+    """Drafts of a prompt in a round."""
+    rounds: int
+    times_steps: int
+    """Steps of a round, in those of the run beside: twice the drafts are passed over as often by twice the steps."""
+
+
+OTHERS = (Drafted(16, 4, 1), Drafted(64, 4, 1), Drafted(512, 10, 2))
 PROBES = ("secondary_structure", "localization", "stability")
 """On these the pretrained model knows more than random weights, so that it has something to forget."""
 JUDGED = "naturalness"
@@ -78,7 +90,7 @@ class Options:
     num: int = 256
     """Drafts of each prompt in a round."""
     rounds: int | None = None
-    """Of drafts and training; by default 10 of rest with as many drafts as `num`, and 4 of any other run."""
+    """Of drafts and training; by default as many as each run needed here (`ROUNDS`, `OTHERS`)."""
     steps: int = 64
     """Optimizer steps of a round."""
     pool: int = POOL
@@ -86,14 +98,16 @@ class Options:
     max_rows: int = 1500
     """Rows of each split of a probe task, at most."""
 
-    def config(self, method: Method, prompts: Sequence[str], num: int) -> AlignConfig:
-        """A run of `xtrimo align`."""
-        name = method if num == self.num else f"{method}-{num}"
-        rounds = self.rounds or (ROUNDS[method] if num == self.num else FEWER_ROUNDS)
+    def configs(self, prompts: Sequence[str]) -> list[AlignConfig]:
+        """All runs of `xtrimo align`."""
+        runs = [self._config(method, prompts, Drafted(self.num, ROUNDS[method], 1), method) for method in METHODS]
+        return runs + [self._config("rest", prompts, other, f"rest-{other.num}") for other in OTHERS]
+
+    def _config(self, method: Method, prompts: Sequence[str], drafted: Drafted, name: str) -> AlignConfig:
         return AlignConfig(
-            model=self.model, out=self.out / name, method=method, prompts=tuple(prompts), num=num, rounds=rounds,
-            steps=self.steps, learning_rate=RATES[method], temperature=TEMPERATURE, max_length=MAX_LENGTH,
-            replay=self.data / "sample.fasta.gz",
+            model=self.model, out=self.out / name, method=method, prompts=tuple(prompts), num=drafted.num,
+            rounds=self.rounds or drafted.rounds, steps=self.steps * drafted.times_steps, learning_rate=RATES[method],
+            temperature=TEMPERATURE, max_length=MAX_LENGTH, replay=self.data / "sample.fasta.gz",
         )  # fmt: skip
 
 
@@ -188,8 +202,7 @@ def main(args: Sequence[str] | None = None) -> int:
     claim(options.out, asked)
     rewards, judges = prompts_of(options), {JUDGED: naturalness(load(options.judge))}
     runs: dict[str, list[Standing]] = {}
-    for method, num in [*((method, options.num) for method in METHODS), *(("rest", num) for num in FEWER)]:
-        config = options.config(method, tuple(rewards), num)
+    for config in options.configs(tuple(rewards)):
         logger.info("aligning: %s", config.out.name)
         runs[config.out.name] = align_generator(config, rewards, judges=judges)
     pool = pool_of(options, rewards, judges)

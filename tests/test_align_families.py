@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(align_families, "PROBES", ("stability",))
         patch.setattr("generate.drafts.best_method", lambda: "3-mers and alignment")
-        patch.setattr(align_families, "FEWER", (4,))
+        patch.setattr(align_families, "OTHERS", (align_families.Drafted(4, 3, 2),))
         patch.setattr(align_families, "MAX_LENGTH", 40)
         # random letters are of no family, so all bits would be 0
         patch.setattr(align_families, "family_bits", lambda hmms, name: toy_reward(read_hmms(hmms), name))
@@ -66,6 +66,8 @@ def test_the_page_has_every_run(folder: Path) -> None:
         assert [each["round"] for each in standings] == [0, 1] and f"| {name} |" in page
         assert standings[0]["gain"]["value"] == pytest.approx(0, abs=1e-9)
         assert set(standings[0]["replay"]) == {"mlm", "gmask", "smask"}
+    steps = {name: json.loads((folder / "out" / name / "settings.json").read_text())["steps"] for name in facts["runs"]}
+    assert steps == {"rest": 2, "dpo": 2, "dno": 2, "rest-4": 4}
     first = [standings[0]["reward"] for name, standings in facts["runs"].items() if name != "rest-4"]
     assert first[0] == first[1] == first[2]  # the same drafts
     assert "| stability, spearman |" in page and page.count("| rest |") == 5  # once in each table but best of n
