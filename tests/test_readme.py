@@ -102,7 +102,7 @@ def test_links() -> None:
 
 @pytest.mark.parametrize("line", re.findall(r"^\|.*\|$", README, flags=re.MULTILINE)[2:])
 def test_results_name_the_file_that_gives_them(line: str) -> None:
-    commands = re.findall(r"(python -m|python|make|xtrimo) ([\w./]+)", line.split("|")[-2])  # the last column
+    commands = re.findall(r"(python -m|python|make|xtrimo) ([\w./-]+)", line.split("|")[-2])  # the last column
     assert commands, line
     for program, what in commands:
         if program == "python -m":
