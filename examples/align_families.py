@@ -7,7 +7,7 @@ the tag `family`; JUDGE is a model that was trained by itself; TASKS is a folder
 
 Fixed before anything was drawn: the reward, a protein's best bit score under the HMMs of the family that it was asked
 for; the judge, nats a residue that JUDGE finds it likely by (naturalness), which must not fall; drawing at temperature
-0.8 with nothing left out, cut at 500 residues; and what is below.
+0.8 with nothing left out, cut at 500 residues. The rounds of rest, and its 512 drafts, were added as it gained.
 
     OUT/METHOD/               a run of `xtrimo align`; rest-16, rest-64 and rest-512 have other numbers of drafts
     OUT/pool.csv              drafts of MODEL, for best-of-n and for reward models
@@ -208,7 +208,7 @@ def main(args: Sequence[str] | None = None) -> int:
     pool = pool_of(options, rewards, judges)
     points = [*best_of_n(pool, JUDGED), *learned_best_of_n(pool, JUDGED, options.model, options.out / "rewards")]
     models = {"pretrained": options.before or "", "tuned": options.model}
-    models |= {name: str(options.out / name / "model") for name in METHODS}
+    models |= {name: str(options.out / name / "model") for name in runs}
     found = probes(options, {name: model for name, model in models.items() if model})
     write_text(options.out / "align_families.md", to_markdown(sections(options, runs, points, found), options.out))
     facts = {name: [asdict(each) for each in standings] for name, standings in runs.items()}
