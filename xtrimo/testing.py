@@ -54,7 +54,8 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
     The parent imports everything once and starts no process group; workers meet through a file, so no port is taken.
 
     Raises:
-        RuntimeError: with the first failing rank's traceback, or when `timeout` seconds have passed (all are killed).
+        RuntimeError: for the rank that died without a word, else with the first failing rank's traceback, or when
+            `timeout` seconds have passed (all are killed).
     """
     torch.set_num_threads(1)  # threads do not survive a fork
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +98,7 @@ def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) 
         while not results.empty():
             rank, value, failure = results.get()
             if failure:
-                raise RuntimeError(f"rank {rank} failed:\n{failure}")
+                raise RuntimeError(_death(workers) + f"rank {rank} failed:\n{failure}")
             got[rank] = value
         dead = [rank for rank, worker in enumerate(workers) if rank not in got and not worker.is_alive()]
         if dead and results.empty():
@@ -106,6 +107,13 @@ def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) 
             raise RuntimeError(f"ranks {sorted(set(range(world_size)) - set(got))} gave no result in {timeout} s")
         time.sleep(0.02)
     return [got[rank] for rank in range(world_size)]
+
+
+def _death(workers: list[Any]) -> str:
+    """The rank that died, when another has failed: the failure is then that of a peer whose connection was lost."""
+    time.sleep(0.1)  # a process that dies closes its connections before its end is known
+    codes = {rank: worker.exitcode for rank, worker in enumerate(workers) if worker.exitcode}
+    return "".join(f"rank {rank} ended with exit code {code} and no result; then " for rank, code in codes.items())
 
 
 def killed(arm: Callable[[], object], run: Callable[[], object]) -> bool:

@@ -72,7 +72,7 @@ def kill(number: signal.Signals) -> Callable[[int], None]:
 
 
 def test_a_rank_killed_in_the_middle_of_a_step(corpus, unbroken, tmp_path):
-    with pytest.raises(RuntimeError, match="rank 1 ended with exit code -9|Connection closed by peer"):
+    with pytest.raises(RuntimeError, match="rank 1 ended with exit code -9"):
         train(flags(corpus, tmp_path / "run"), 2, only(1, at_batch(4, kill(signal.SIGKILL))))
     train(flags(corpus, tmp_path / "run"), 2)
     assert runs.losses(tmp_path / "run") == runs.losses(unbroken)
@@ -152,7 +152,7 @@ def test_skipped_in_a_row_it_stops_with_the_state_of_before(corpus, unbroken, tm
 def test_a_rank_that_hangs_ends_the_job_with_all_stacks(corpus, unbroken, tmp_path):
     run = tmp_path / "run"
     sleep = only(1, at_batch(4, lambda _: time.sleep(1000)))
-    with pytest.raises(RuntimeError, match="ended with exit code 1|Connection closed by peer"):
+    with pytest.raises(RuntimeError, match="ended with exit code 1"):
         train(flags(corpus, run, "--fault.hang-seconds", "10"), 2, sleep, timeout=60)
     stacks = [(run / f"stacks/rank-{rank:05}.txt").read_text() for rank in range(2)]
     assert "Timeout (0:00:10)!" in stacks[1] and "in <lambda>" in stacks[1].splitlines()[2]  # the sleep

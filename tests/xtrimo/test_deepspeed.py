@@ -172,7 +172,7 @@ def killed_while_saving(rank: int, folder: Path, stage: int, save: int) -> list[
 def test_a_kill_in_the_middle_of_saving(tmp_path: Path, stage: int) -> None:
     whole, _ = run_distributed(killed_while_saving, 2, tmp_path / "whole", stage, -1, timeout=PATIENCE)
     folder = tmp_path / "run"
-    with pytest.raises(RuntimeError, match="rank 0 ended with exit code -9|by peer"):
+    with pytest.raises(RuntimeError, match="rank 0 ended with exit code -9"):
         run_distributed(killed_while_saving, 2, folder, stage, 6, timeout=PATIENCE)
     assert {path.name for path in (folder / "deepspeed").glob("step-*")} == {"step-00000003", "step-00000006"}
     assert torch.load(folder / "training.pt", weights_only=True)["progress"]["step"] == 3
