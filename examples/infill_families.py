@@ -10,11 +10,13 @@ the share of the residues that are the true ones, and the bits that the protein 
 
     smask        blank filling: the span written from N to C, all around it in view
     mlm          the same model, by its masks: the span decided in rounds
+    ends         the same model, by gmask: drafts from both ends, and of these the one with which the model finds the
+                 whole protein likeliest (infill_from_ends.py); it chooses by itself, so it fills but once, likeliest
     composition  letters by their shares in the sample: knows nothing of the protein
     3-gram       each letter given the two before it: knows what stands on the left
     consensus    what the family's best HMM finds likeliest in these columns: it has seen the family's training members
 
-Each but the last fills twice: drawn, as the model holds it (temperature 1, or --temperature), and likeliest
+The others fill twice: drawn, as the model holds it (temperature 1, or --temperature), and likeliest
 (temperature 0); with --draws 16 a third time, chosen: of 16 that are drawn the one that the family's HMMs score best. A
 model that was tuned on families reads the tag of each in front of its protein with --tag family. Intervals are
 bootstrap over proteins, paired where ways are compared. Figures and page: infill_figures.py.
@@ -36,14 +38,16 @@ from examples.infill_figures import (
     CHOSEN,
     CONSENSUS,
     DRAWN,
+    FILLERS,
     LENGTH,
     LIKELIEST,
-    MODEL_WAYS,
+    Filler,
     Filling,
     ModelWay,
     judged,
     report,
 )
+from examples.infill_from_ends import DRAFTS, by_ends, writer
 from generate.controls import trigram_table
 from generate.infilling import infill
 from generate.members import fact
@@ -78,7 +82,7 @@ class Span(NamedTuple):
     @property
     def truth(self) -> str:
         """The residues that stand there."""
-        return self.protein.sequence[self.start : self.start + LENGTH]
+        return self.hidden(self.protein.sequence)
 
     @property
     def prompt(self) -> Prompt:
@@ -86,6 +90,10 @@ class Span(NamedTuple):
         ends = self.protein.sequence[: self.start], self.protein.sequence[self.start + LENGTH :]
         before, after = ([Fixed(end)] if end else [] for end in ends)
         return Prompt((*before, Gap(LENGTH, LENGTH), *after), ((self.tag, self.family),) if self.tag else ())
+
+    def hidden(self, protein: str) -> str:
+        """The residues that stand there in another protein as long."""
+        return protein[self.start : self.start + LENGTH]
 
     def filled(self, residues: str) -> str:
         """The whole protein with other residues there."""
@@ -203,13 +211,13 @@ def family_bits(spans: Sequence[Span], hmms: Sequence[Any], sequences: Sequence[
     return bits
 
 
-def by_model(model: Backbone, by: ModelWay, spans: Sequence[Span], temperature: float, seed: int) -> list[str]:
+def by_model(model: Backbone, by: Filler, spans: Sequence[Span], temperature: float, seed: int) -> list[str]:
     """What the model writes there; by mlm, what is drawn in random order, and the likeliest the surest first."""
     samples = infill(
         model, [span.prompt for span in spans], by=by, temperature=temperature, top_p=1.0, seed=seed, rounds=ROUNDS,
         order="random" if temperature else "confidence",
     )  # fmt: skip
-    return [sample.sequence[span.start : span.start + LENGTH] for sample, span in zip(samples, spans, strict=True)]
+    return [span.hidden(sample.sequence) for sample, span in zip(samples, spans, strict=True)]
 
 
 def sample_letters(sample: Sequence[str]) -> Float64[np.ndarray, "letter"]:
@@ -220,7 +228,7 @@ def sample_letters(sample: Sequence[str]) -> Float64[np.ndarray, "letter"]:
 
 
 def fill_once(
-    model: Backbone, spans: Sequence[Span], letters: Letters, by: Sequence[ModelWay], temperature: float, seed: int
+    model: Backbone, spans: Sequence[Span], letters: Letters, by: Sequence[Filler], temperature: float, seed: int
 ) -> dict[str, list[str]]:
     """Way -> the residues of each span."""
     rng, (shares, table) = np.random.default_rng(seed), letters
@@ -236,15 +244,21 @@ def fill_all(
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Way, mood and the residues of each span."""
     letters = sample_letters(sample), trigram_table(sample)
+    fillers = [way for way in FILLERS if way in options.by]
+    from_ends = writer(model) if "ends" in options.by else None
     for mood, temperature in ((DRAWN, options.temperature), (LIKELIEST, 0.0)):
         logger.info("filling, %s", mood)
-        fills = fill_once(model, spans, letters, options.by, temperature, options.seed)
+        fills = fill_once(model, spans, letters, fillers, temperature, options.seed)
         yield from ((way, mood, own) for way, own in fills.items())
+    if from_ends:
+        logger.info("filling from both ends")
+        proteins = (by_ends(from_ends, span.prompt, options.temperature, options.seed) for span in spans)
+        yield "ends", LIKELIEST, [span.hidden(protein) for span, protein in zip(spans, proteins, strict=True)]
     yield CONSENSUS, LIKELIEST, [consensus(span, [hmms[i] for i in of_family(hmms, span.family)]) for span in spans]
     if options.draws:
         logger.info("filling %d times", options.draws)
         seeds = range(options.seed + 1, options.seed + 1 + options.draws)
-        drawn = [fill_once(model, spans, letters, options.by, options.temperature, seed) for seed in seeds]
+        drawn = [fill_once(model, spans, letters, fillers, options.temperature, seed) for seed in seeds]
         for way in drawn[0]:
             yield way, CHOSEN, choose(spans, hmms, [fills[way] for fills in drawn])
 
@@ -291,10 +305,10 @@ class Options:
     """Members of these alone; of all by default."""
     tag: str = ""
     """Name of a tag that the model was tuned on, such as family: <family=NAME> is put in front of each protein."""
-    by: tuple[ModelWay, ...] = MODEL_WAYS
+    by: tuple[ModelWay, ...] = FILLERS
     """Ways of the model's that are judged."""
     temperature: float = 1.0
-    """Of what is drawn."""
+    """Of what is drawn, drafts of ends included."""
     draws: int = 0
     """Fillings of each span from which the family's HMMs choose one; 0 leaves that out."""
     seed: int = 0
@@ -303,13 +317,14 @@ class Options:
 
 def about(options: Options) -> str:
     """What a reader of the page has to know, on settings."""
-    rounds = f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
+    mlm = f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
+    ends = f" ends: {DRAFTS} drafts from each, drawn at that temperature, and the likeliest one of each."
     chosen = f" {CHOSEN}: of {options.draws} that are drawn the one of most bits."
     return (
         f"By seed {options.seed} inside of the HMM's envelope; model {options.model}"
         f"{f', <{options.tag}=..> in front' if options.tag else ''}. {DRAWN}: at temperature"
         f" {options.temperature:g}, floors by their shares; {LIKELIEST}: temperature 0."
-        f"{chosen if options.draws else ''}{rounds if 'mlm' in options.by else ''}"
+        f"{chosen if options.draws else ''}{mlm if 'mlm' in options.by else ''}{ends if 'ends' in options.by else ''}"
     )
 
 

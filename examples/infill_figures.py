@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 LENGTH = 20
 MOODS = DRAWN, LIKELIEST, CHOSEN = "drawn", "likeliest", "chosen"
-ModelWay = Literal["smask", "mlm"]
-MODEL_WAYS: tuple[ModelWay, ...] = ("smask", "mlm")
+Filler = Literal["smask", "mlm"]
+ModelWay = Filler | Literal["ends"]
+FILLERS: tuple[Filler, ...] = ("smask", "mlm")
+MODEL_WAYS: tuple[ModelWay, ...] = (*FILLERS, "ends")
 FLOORS = ("composition", "3-gram")
 CONSENSUS = "consensus"
 WAYS = (*MODEL_WAYS, *FLOORS, CONSENSUS)
@@ -60,7 +63,8 @@ def differences(fillings: Sequence[Filling]) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [("", "identity, points", "bits lost")]
     for mood in MOODS:
         of = {filling.way: filling for filling in fillings if filling.mood == mood}
-        pairs = [(way, other) for way in MODEL_WAYS for other in (*FLOORS, CONSENSUS)] + [MODEL_WAYS]
+        pairs = [(way, other) for way in MODEL_WAYS for other in (*FLOORS, CONSENSUS)]
+        pairs += combinations(MODEL_WAYS, 2)
         for one, other in pairs:
             if {one, other} <= of.keys():
                 rows.append((f"{one} - {other}, {mood}", *map(str, difference(of[one], of[other]))))

@@ -15,8 +15,8 @@ of the longest training member.
     OUT/results.json           its figures; a run that has it is finished: without it all is judged again
 
 Controls: samples without a tag, and those of each tag taken for members of the next family. The tuned model also fills
-spans of 20 residues in held-out members behind their tags, by smask (infill_families.py): drawn with the same
-temperature, likeliest, and the best of 16 by the family's HMMs, which judge it too.
+spans of 20 residues in held-out members behind their tags (infill_families.py): by smask drawn with the same
+temperature, likeliest, and the best of 16 by the family's HMMs, which judge it too; and from both ends.
 """
 
 import logging
@@ -108,7 +108,7 @@ class Options:
         """The same model on the same families."""
         return infill_families.Options(
             data=self.data, model=self.model, out=self.out, spans=self.spans, families=self.families, tag=TAG,
-            by=("smask",), temperature=TEMPERATURE, draws=DRAWS, seed=SEED,
+            by=("smask", "ends"), temperature=TEMPERATURE, draws=DRAWS, seed=SEED,
         )  # fmt: skip
 
 
@@ -271,7 +271,7 @@ def infilling_sections(options: Options, model: Backbone) -> tuple[list[Section]
         f"drawn: temperature {TEMPERATURE:g}; likeliest: temperature 0; chosen: of {DRAWS} drawn the one that the HMMs"
         " score best, so that of these its identity alone is news. The composition is drawn, and not chosen."
     )
-    return [Section(title="Targets of infilling by smask", text=about, table=table), *pages], found
+    return [Section(title="Targets of infilling", text=about, table=table), *pages], found
 
 
 def results(of: Mapping[str, Sequence[Outcome]], hits: Hits, options: Options) -> dict[str, Any]:

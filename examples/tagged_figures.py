@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from examples.infill_figures import MOODS, Filling, difference
+from examples.infill_figures import MODEL_WAYS, MOODS, Filling, difference
 from generate import novelty
 from generate.divergence import UNDEFINED
 from generate.judge_report import Judgement
@@ -170,18 +170,20 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
 
 
 def infilling_verdicts(fillings: Sequence[Filling]) -> list[Verdict]:
-    """smask, in each mood, against the HMM's consensus and against letters drawn by their shares."""
+    """The model's ways, in each mood, against the HMM's consensus and against letters drawn by their shares."""
     of = {(filling.way, filling.mood): filling for filling in fillings}
     floor = of["composition", "drawn"].bits_lost
     half = np.median(floor) / 2, medians(floor, seed=0) / 2
     found = []
-    for mood in (mood for mood in MOODS if ("smask", mood) in of):
-        own = of["smask", mood]
+    for way, mood in ((way, mood) for way in MODEL_WAYS for mood in MOODS if (way, mood) in of):
+        own = of[way, mood]
         points, _ = difference(own, of["consensus", "likeliest"])
-        found.append(Verdict(f"{mood}: identity above the consensus, points", "above 0", points, points.value > 0))
+        found.append(
+            Verdict(f"{way}, {mood}: identity above the consensus, points", "above 0", points, points.value > 0)
+        )
         # the same proteins, drawn together
         beyond = Estimate.of(np.median(own.bits_lost) - half[0], medians(own.bits_lost, seed=0) - half[1])
-        what = f"{mood}: median bits lost beyond half of composition's"
+        what = f"{way}, {mood}: median bits lost beyond half of composition's"
         found.append(Verdict(what, "0 or less", beyond, beyond.value <= 0))
     return found
 

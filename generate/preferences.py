@@ -91,17 +91,19 @@ def check_prompt(prompt: Prompt) -> None:
         )
 
 
-def answer(config: GLMConfig, prompt: Prompt, protein: str, *, finished: bool = True) -> Example:
-    """What is read when a model writes `protein` to `prompt`, from N to C: a label at each draw.
+def answer(config: GLMConfig, prompt: Prompt, protein: str, *, finished: bool = True, reverse: bool = False) -> Example:
+    """What is read when a model writes `protein` to `prompt`: a label at each draw.
 
     Args:
         protein: all of it, what the prompt gave included.
         finished: whether its end was drawn.
+        reverse: C to N, so that what the prompt gives stands at the C-terminus.
     """
     objective = "gmask" if "gmask" in config.objectives else "causal"
-    example, places = written(encode_residues(protein), objective, reverse=False)
+    example, places = written(encode_residues(protein), objective, reverse=reverse)
     given = sum(len(piece.residues) for piece in prompt.pieces if isinstance(piece, Fixed))
-    undrawn = [*places[:given], *(() if finished else places[-1:])]
+    in_order = sorted(places)
+    undrawn = [*in_order[:given], *(() if finished else in_order[-1:])]
     labels = example.labels.copy()
     labels[undrawn] = IGNORE
     tags = sorted({len(PUBLISHED_WORDS) + config.control_words.index(word) for word in prompt.tag_words})

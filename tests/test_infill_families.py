@@ -134,16 +134,29 @@ def test_the_command_writes_its_page(
     checkpoint.save(GLM(toy_config(), seed=0), tmp_path / "model")
     arguments = [
         str(tmp_path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--spans", "3",
-        "--draws", "2",
+        "--draws", "2", "--by", "smask", "mlm", "ends",
     ]  # fmt: skip
     assert example.main(arguments) == 0
     page = (tmp_path / "out/infilling.md").read_text()
     assert page in capsys.readouterr().out
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
-    assert {"smask", "mlm", "composition", "3-gram", "consensus", "smask - mlm, drawn"} <= rows.keys()
+    assert {
+        "smask",
+        "mlm",
+        "composition",
+        "3-gram",
+        "consensus",
+        "ends",
+        "smask - mlm, drawn",
+        "smask - ends, likeliest",
+    } <= rows.keys()
     assert rows["smask"].count("(") == rows["composition"].count("(") == 6 and rows["consensus"].count("(") == 2
+    assert rows["ends"].count("(") == 2 and "16 drafts from each" in page
     assert (tmp_path / "out/infilling.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="0 members have a span"):
         example.main([*arguments, "--families", "other"])
+    checkpoint.save(GLM(toy_config(directions=("forward",))), tmp_path / "one")
+    with pytest.raises(ConfigError, match="from both ends takes"):
+        example.main([*arguments, "--model", str(tmp_path / "one")])
     with pytest.raises(ConfigError, match="no tag <family=toy>"):
         example.main([*arguments, "--tag", "family", "--by", "smask"])

@@ -220,11 +220,11 @@ def test_the_page_and_its_pictures(run: Run) -> None:
     for heading in ("Families on request", "What the tag does", "Infilling of held-out family members"):
         assert f"# {heading}\n" in run.page
     assert "longest training member were kinase 25%, lyase 25%." in run.page and "<family=..> in front" in run.page
-    assert run.page.count("**met**") + run.page.count("**short**") == 3 * 5 + 6
+    assert run.page.count("**met**") + run.page.count("**short**") == 3 * 5 + 8
     for name in ("tagged_families.png", "infilling.png"):
         assert f"({name})" in run.page and (run.out / name).read_bytes().startswith(b"\x89PNG")
     assert (run.out / "judge/kinase/judge.md").exists()
-    assert len(run.results["infilling"]) == 6 and "| smask |" in run.page and "| mlm |" not in run.page
+    assert len(run.results["infilling"]) == 8 and "| smask |" in run.page and "| mlm |" not in run.page
 
 
 def test_infilling_by_hand() -> None:
@@ -235,11 +235,12 @@ def test_infilling_by_hand() -> None:
         filling("composition", "drawn", [1, 1, 1], [8.0, 20.0, 14.0]),
         filling("smask", "drawn", [12, 8, 7], [7.5, 3.0, 90.0]),
         filling("smask", "likeliest", [12, 8, 10], [7.0, 3.0, 90.0]),
+        filling("ends", "likeliest", [10, 8, 9], [6.0, 8.0, 0.0]),
         filling("consensus", "likeliest", [9, 9, 9], [0.0, 0.0, 0.0]),
     ]
     found = tagged_figures.infilling_verdicts(fillings)
-    assert [verdict.estimate.value for verdict in found] == pytest.approx([0, 0.5, 5, 0])  # 14 / 2 is half
-    assert [verdict.is_met for verdict in found] == [False, False, True, True]
+    assert [verdict.estimate.value for verdict in found] == pytest.approx([0, 0.5, 5, 0, 0, -1])  # 14 / 2 is half
+    assert [verdict.is_met for verdict in found] == [False, False, True, True, False, True]
     assert found[2].estimate.low <= 5 <= found[2].estimate.high
 
 

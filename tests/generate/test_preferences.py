@@ -32,7 +32,7 @@ from xtrimo.errors import ConfigError, DataError
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, Example, Fragment, ObjectiveConfig, make_example
 from xtrimo.testing import toy_config, toy_sequences
-from xtrimo.tokens import AMINO_ACIDS, EOS, FIRST_RESIDUE, GMASK, SOP, encode_residues
+from xtrimo.tokens import AMINO_ACIDS, EOS, FIRST_RESIDUE, GMASK, REV, SOP, encode_residues
 from xtrimo.training import fit
 from xtrimo.training_config import TrainingConfig
 
@@ -42,22 +42,23 @@ PRIOR = torch.from_numpy(np.random.default_rng(0).dirichlet(np.full(20, 3.0)))
 WORTH = torch.from_numpy(np.random.default_rng(1).normal(size=20))
 
 
-def walked(model: GLM, prompt: str, protein: str, finished: bool, temperature: float) -> float:
+def walked(model: GLM, prompt: str, protein: str, finished: bool, temperature: float, reverse: bool = False) -> float:
     """The log of the chance of each draw, one after the other, from a row that holds no more than is known then."""
     spec = parse(prompt)
     tags = sorted(36 + model.config.control_words.index(word) for word in spec.tag_words)
     given = spec.pieces[0].residues if len(spec.pieces) > 1 else ""
-    words = [*tags, GMASK, SOP, EOS]
+    words = [*tags, *[REV] * reverse, GMASK, SOP, EOS]
+    lead = len(words) - 3
     two_d = "gmask" in model.config.objectives
     total = 0.0
-    drawn = [*encode_residues(protein).tolist(), *([EOS] if finished else [])]
+    drawn = [*encode_residues(protein).tolist()[:: -1 if reverse else 1], *([EOS] if finished else [])]
     for number, word in enumerate(drawn):
         known = [*words, *drawn[:number]]
         if two_d:  # place in the chain stands still at <gmask>; <sop> is 1 in the target
-            places = [(min(i, len(tags)), max(0, i - len(tags))) for i in range(len(known))]
+            places = [(min(i, lead), max(0, i - lead)) for i in range(len(known))]
         else:
             places = [(i, 0) for i in range(len(known))]
-        segment = torch.tensor([[0, len(known), len(tags) + 1 if two_d else 0]])
+        segment = torch.tensor([[0, len(known), lead + 1 if two_d else 0]])
         with torch.no_grad():
             logits = model(torch.tensor(known), torch.tensor(places), segment)[-1].double() / temperature
         allowed = [*range(FIRST_RESIDUE, FIRST_RESIDUE + 20), *([EOS] if number else [])]
@@ -77,6 +78,15 @@ def test_log_likelihood_is_that_of_the_draws(config: GLMConfig, prompt: str, fin
     expected = [walked(model, prompt, protein, finished, 0.7) for protein in proteins]
     np.testing.assert_allclose(measured(model, answers, 0.7), expected, rtol=1e-5)
     np.testing.assert_allclose(log_likelihoods(model, answers, 0.7).detach(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("prompt", "finished"), [("<family=b>", True), ("<family=a>[..]MK", False)])
+def test_log_likelihood_from_c_to_n(prompt: str, finished: bool) -> None:
+    model, proteins = GLM(TAGGED, seed=1), ["AVLMK", "CHHYWMK"]
+    answers = [answer(TAGGED, parse(prompt), protein, finished=finished, reverse=True) for protein in proteins]
+    given = prompt.replace("[..]MK", "KM")  # in the order of writing
+    expected = [walked(model, given, protein, finished, 0.7, reverse=True) for protein in proteins]
+    np.testing.assert_allclose(measured(model, answers, 0.7), expected, rtol=1e-5)
 
 
 def test_prompts_that_leave_more_to_choose() -> None:

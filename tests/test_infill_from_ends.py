@@ -1,0 +1,58 @@
+"""Filling from both ends, by a model that knows three proteins by heart, of which neither side alone tells the span."""
+
+import pytest
+import torch
+
+from examples import infill_from_ends as example
+from generate.preferences import answer, log_likelihoods, measured
+from generate.prompt import parse
+from xtrimo.errors import ConfigError
+from xtrimo.model import GLM
+from xtrimo.testing import toy_config, toy_sequences
+
+LEFT, OTHER_LEFT, RIGHT, OTHER_RIGHT = toy_sequences(4, seed=1, min_length=8, max_length=8)
+SPAN, AFTER_LEFT, BEFORE_RIGHT = toy_sequences(3, seed=2, min_length=20, max_length=20)
+PROTEINS = LEFT + SPAN + RIGHT, LEFT + AFTER_LEFT + OTHER_RIGHT, OTHER_LEFT + BEFORE_RIGHT + RIGHT
+
+TAG = parse("<family=toy>")
+
+
+@pytest.fixture(scope="module")
+def model() -> GLM:
+    model = GLM(toy_config(num_layers=2, control_words=("<rev>", "<family=toy>")), seed=0)
+    tags = parse("<family=toy>")
+    answers = [
+        answer(model.config, tags, protein, reverse=reverse) for protein in PROTEINS for reverse in (False, True)
+    ]
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-log_likelihoods(model, answers, 1.0).mean()).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_the_likelihood_of_the_whole_tells_what_no_side_does(model: GLM) -> None:
+    prompt = parse(f"<family=toy>{LEFT}[20]{RIGHT}")
+    sides = {end: set(example.drafted(model, prompt, end, 1.0, seed=0)) for end in example.ENDS}
+    assert {LEFT + SPAN + RIGHT, LEFT + AFTER_LEFT + RIGHT} <= sides["forward"]
+    assert {LEFT + SPAN + RIGHT, LEFT + BEFORE_RIGHT + RIGHT} <= sides["reverse"]
+    assert example.by_ends(model, prompt, 1.0, seed=0) == PROTEINS[0]
+
+
+def test_both_directions_count_alike(model: GLM) -> None:
+    own = toy_sequences(3, seed=3)
+    ways = [measured(model, [answer(model.config, TAG, one, reverse=r) for one in own], 1.0) for r in (False, True)]
+    assert example.log_likelihoods(model, TAG, own).tolist() == pytest.approx(((ways[0] + ways[1]) / 2).tolist())
+
+
+def test_spans_at_an_end_of_the_protein(model: GLM) -> None:
+    assert example.by_ends(model, parse(f"<family=toy>[20]{RIGHT}"), 1.0, seed=0)[20:] == RIGHT
+    assert example.by_ends(model, parse(f"<family=toy>{LEFT}[20]"), 1.0, seed=0)[:8] == LEFT
+
+
+def test_models_that_write_from_one_end() -> None:
+    assert isinstance(example.writer(GLM(toy_config())), GLM)
+    for config in (toy_config(objectives=("mlm", "smask")), toy_config(directions=("forward",))):
+        with pytest.raises(ConfigError, match="both ends takes a model that was trained on gmask"):
+            example.writer(GLM(config))
