@@ -77,7 +77,7 @@ class PromptedWriter:
             bare = _prompted(np.append(words, given)[len(tags) :] if tags else words, config, int(reverse))
             bare.positions[:, 0 if tags else self._channel] += len(tags) or len(given)
             self.unconditioned = bare
-        self.capacity = len(words) + max_length - 1  # the last residue is not read
+        self.capacity = len(words) + longest - 1  # the last residue is not read
 
     def allowed(self) -> Allowed:
         """See Writer."""

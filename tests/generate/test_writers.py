@@ -281,6 +281,12 @@ def test_guidance_needs_something_fixed() -> None:
     assert SpanWriter(parse("[5..20]K"), rng=rng()).unconditioned is not None
 
 
+@pytest.mark.parametrize(("text", "longest"), [("MKT[5]", 8), ("MKT[2..9]", 12), ("[5]", 5), ("MKT", 1000)])
+def test_memory_is_that_of_what_can_be_written(text: str, longest: int) -> None:
+    writer = PromptedWriter(parse(text), GMASK, reverse=False, max_length=1000, rng=rng())
+    assert writer.capacity == 3 + longest - 1  # <gmask> <sop> <eos>; the last residue is not read
+
+
 def test_the_first_residue_is_no_end() -> None:
     writer = PromptedWriter(parse(""), GMASK, reverse=False, max_length=5, rng=rng())
     assert np.flatnonzero(~writer.allowed()).tolist() == [END]
