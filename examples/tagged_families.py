@@ -15,7 +15,7 @@ of the longest training member.
     OUT/results.json           its figures; a run that has it is finished: without it all is judged again
 
 Controls: samples without a tag, and those of each tag taken for members of the next family. The tuned model also fills
-spans of 20 residues in held-out members behind their tags (infill_families.py): by smask drawn with the same
+spans of 20 residues in held-out members behind their tags (infill_families.py): by smask and by mlm drawn with the same
 temperature, likeliest, and the best of 16 by the family's HMMs, which judge it too; and from both ends.
 """
 
@@ -31,6 +31,7 @@ from jaxtyping import Bool
 from tyro.conf import Positional
 
 from examples import infill_families, tagged_figures
+from examples.infill_figures import MODEL_WAYS
 from examples.tagged_figures import FIGURES, SETS, TARGETS, Outcome, Verdict, to_dict, verdicts
 from generate.judge import JudgeOptions, judge_generated, read_generated
 from generate.judge_report import told, write_judgement
@@ -108,7 +109,7 @@ class Options:
         """The same model on the same families."""
         return infill_families.Options(
             data=self.data, model=self.model, out=self.out, spans=self.spans, families=self.families, tag=TAG,
-            by=("smask", "ends"), temperature=TEMPERATURE, draws=DRAWS, seed=SEED,
+            by=MODEL_WAYS, temperature=TEMPERATURE, draws=DRAWS, seed=SEED,
         )  # fmt: skip
 
 

@@ -36,13 +36,14 @@ from torch import Tensor, nn
 from generate.prompt import Fixed, Gap, Prompt
 from generate.rewards import Values
 from generate.tuning import asked
+from generate.ways import tag_ids
 from xtrimo import batch
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.likelihood import written
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, Example, tagged
-from xtrimo.tokens import AMINO_ACIDS, EOS, FIRST_RESIDUE, PUBLISHED_WORDS, encode_residues
+from xtrimo.tokens import AMINO_ACIDS, EOS, FIRST_RESIDUE, encode_residues
 
 Preference = Callable[[Sequence[str], Sequence[str]], Values]
 """The chance, 0 to 1, that each protein of the first list is preferred to the one beside it in the second."""
@@ -106,8 +107,7 @@ def answer(config: GLMConfig, prompt: Prompt, protein: str, *, finished: bool = 
     undrawn = [*in_order[:given], *(() if finished else in_order[-1:])]
     labels = example.labels.copy()
     labels[undrawn] = IGNORE
-    tags = sorted({len(PUBLISHED_WORDS) + config.control_words.index(word) for word in prompt.tag_words})
-    return tagged(replace(example, labels=labels), np.array(tags, dtype=np.uint8))
+    return tagged(replace(example, labels=labels), np.array(tag_ids(prompt, config.control_words), dtype=np.uint8))
 
 
 def nats_of(

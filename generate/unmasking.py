@@ -33,11 +33,12 @@ from torch import Tensor
 
 from generate.logits import distribution, draw
 from generate.prompt import Fixed, Prompt
+from generate.ways import control_words, tag_ids
 from xtrimo.attention import within
 from xtrimo.backbone import Backbone, refuse_beyond_places
 from xtrimo.batch import ROW_TOKENS, Inputs, run
 from xtrimo.errors import ConfigError
-from xtrimo.objectives import Example
+from xtrimo.objectives import Example, tagged
 from xtrimo.tokens import AMINO_ACIDS
 
 Schedule = Literal["cosine", "linear"]
@@ -198,8 +199,7 @@ class _Template(NamedTuple):
 def _template(
     model: Backbone, name: str, prompt: Prompt, rng: np.random.Generator, max_length: int | None
 ) -> _Template:
-    if prompt.tags:
-        raise ConfigError(f"{name}: a model of masks knows no tags; leave out <{prompt.tags[0][0]}=...>")
+    tags = np.array(tag_ids(prompt, control_words(model)), dtype=np.uint8)
     if not prompt.gaps:
         raise ConfigError(f"{name}: it has no gap to fill; write one as [5], [8..20] or _")
     if prompt.longest is None:
@@ -218,7 +218,9 @@ def _template(
     refuse_beyond_places(model, len(text), name=name)
     example = model.tokenize(text, name=name)
     places = np.array(residues, dtype=np.int64)
-    tokens = places + model.words_around[0]
+    tokens = places + model.words_around[0] + len(tags)
+    if len(tags):
+        example = tagged(example, tags)
     example.tokens[tokens] = model.mask
     return _Template(text, example, places, tokens, np.array(allowed, dtype=bool).reshape(-1, len(AMINO_ACIDS)))
 

@@ -48,12 +48,7 @@ def choose_way(model: Backbone, prompt: Prompt, among: Sequence[Way]) -> Way:
     Raises:
         ConfigError: there is none; says for each of `among` why.
     """
-    known = [word for word in model.config.control_words if "=" in word] if isinstance(model, GLM) else []
-    if unknown := [word for word in prompt.tag_words if word not in known]:
-        raise ConfigError(
-            f"this model has no tag {unknown[0]}; it knows {', '.join(known) or 'none'}: leave it out, or take a model"
-            " that was trained with it"
-        )
+    tag_ids(prompt, control_words(model))  # refuses
     if not prompt.gaps:
         raise ConfigError(f"prompt {prompt} leaves nothing to write; give it a gap, such as [8..20]")
     ways = [way for way in _by_preference(prompt) if way in among]
@@ -165,10 +160,29 @@ def open_writer(
     Raises:
         ConfigError, SequenceError: as the writers do.
     """
-    # Training has them in the order of the model's words, each once.
-    tags = sorted({config.control_words.index(word) + len(PUBLISHED_WORDS) for word in task.prompt.tag_words})
+    tags = tag_ids(task.prompt, config.control_words)
     if task.way == "smask":
         return SpanWriter(task.prompt, max_length=max_length, limits=limits, rng=rng, tags=tags)
     return PromptedWriter(
         task.prompt, config, reverse=task.way == "reverse", max_length=max_length, limits=limits, rng=rng, tags=tags
     )
+
+
+def control_words(model: Backbone) -> tuple[str, ...]:
+    """Those of a GLM; an encoder has none."""
+    return model.config.control_words if isinstance(model, GLM) else ()
+
+
+def tag_ids(prompt: Prompt, words: Sequence[str]) -> list[int]:
+    """The prompt's tags as tokens, as training has them: in the order of the model's control words, each once.
+
+    Raises:
+        ConfigError: the model does not have one of them; names those that it has.
+    """
+    known = [word for word in words if "=" in word]
+    if unknown := [word for word in prompt.tag_words if word not in known]:
+        raise ConfigError(
+            f"this model has no tag {unknown[0]}; it knows {', '.join(known) or 'none'}: leave it out, or take a model"
+            " that was trained with it"
+        )
+    return sorted({words.index(word) + len(PUBLISHED_WORDS) for word in prompt.tag_words})

@@ -19,7 +19,7 @@ from xtrimo import antiberty
 from xtrimo.attention import Attend
 from xtrimo.errors import ConfigError, SequenceError
 from xtrimo.model import GLM
-from xtrimo.objectives import Example
+from xtrimo.objectives import Example, Fragment, ObjectiveConfig, make_example, tagged
 from xtrimo.reading import whole
 from xtrimo.scoring import score
 from xtrimo.testing import toy_config, toy_sequences
@@ -174,6 +174,26 @@ def test_one_gap_of_one_residue_is_the_argmax_under_a_mask_and_its_pseudo_likeli
         (scored,) = score(glm, [protein.sequence], method="pseudo")
         assert protein.nll == pytest.approx(float(scored.residue_nll[i]), abs=1e-4)
         assert (protein.number, protein.places, protein.rounds) == (places.index(i), (i,), 1)
+
+
+def test_tags_stand_in_front_as_in_training() -> None:
+    config = toy_config(initializer_std=0.3, control_words=("<rev>", "<family=a>", "<family=b>"))
+    model, sequence, place = GLM(config, seed=3).eval(), "MKTAYIAKQRQ", 4
+    masked = make_example(Fragment(encode_residues(sequence)), "mlm", np.random.default_rng(0), ObjectiveConfig())
+    masked.tokens[: len(sequence)] = encode_residues(sequence)
+    masked.tokens[place] = MASK
+    example = tagged(masked, np.array([37, 38], dtype=np.uint8))  # in the order of the model's words
+    row = torch.from_numpy(example.tokens).long(), torch.from_numpy(example.positions)
+    with torch.inference_mode():
+        logits = model(*row, torch.tensor([[0, len(example.tokens), example.prefix]]))[place + 2]
+    (one,) = unmask(
+        model, [parse(f"<family=b><family=a>{sequence[:4]}_{sequence[5:]}")], UnmaskingConfig(temperature=0)
+    )
+    best = int(logits[1:21].argmax())
+    assert one.sequence == sequence[:4] + AMINO_ACIDS[best] + sequence[5:]
+    assert one.nll == pytest.approx(-float(logits.log_softmax(-1)[1 + best]), abs=1e-4)
+    (bare,) = unmask(model, [parse(f"{sequence[:4]}_{sequence[5:]}")], UnmaskingConfig(temperature=0))
+    assert abs(bare.nll - one.nll) > 1e-3  # the tags say something
 
 
 PROMPTS = [
