@@ -98,7 +98,7 @@ def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) 
         while not results.empty():
             rank, value, failure = results.get()
             if failure:
-                raise RuntimeError(_death(workers) + f"rank {rank} failed:\n{failure}")
+                raise RuntimeError(_death(workers, failure) + f"rank {rank} failed:\n{failure}")
             got[rank] = value
         dead = [rank for rank, worker in enumerate(workers) if rank not in got and not worker.is_alive()]
         if dead and results.empty():
@@ -109,10 +109,13 @@ def _collect(workers: list[Any], results: Any, world_size: int, timeout: float) 
     return [got[rank] for rank in range(world_size)]
 
 
-def _death(workers: list[Any]) -> str:
-    """The rank that died, when another has failed: the failure is then that of a peer whose connection was lost."""
-    time.sleep(0.1)  # a process that dies closes its connections before its end is known
-    codes = {rank: worker.exitcode for rank, worker in enumerate(workers) if worker.exitcode}
+def _death(workers: list[Any], failure: str) -> str:
+    """The rank that died, where another fails since it lost its connection to a peer: that one is the cause."""
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + GRACE  # a process that dies closes its connections before its end is known
+    while "by peer" in failure and not codes and time.monotonic() < deadline:
+        codes = {rank: worker.exitcode for rank, worker in enumerate(workers) if worker.exitcode}
+        time.sleep(0.02)
     return "".join(f"rank {rank} ended with exit code {code} and no result; then " for rank, code in codes.items())
 
 
