@@ -16,7 +16,7 @@ the share of the residues that are the true ones, and the bits that the protein 
     3-gram       each letter given the two before it: knows what stands on the left
     consensus    what the family's best HMM finds likeliest in these columns: it has seen the family's training members
 
-The others fill twice: drawn, as the model holds it (temperature 1, or --temperature), and likeliest
+All but ends and consensus fill twice: drawn, as the model holds it (temperature 1, or --temperature), and likeliest
 (temperature 0); with --draws 16 a third time, chosen: of 16 that are drawn the one that the family's HMMs score best. A
 model that was tuned on families reads the tag of each in front of its protein with --tag family. Intervals are
 bootstrap over proteins, paired where ways are compared. Figures and page: infill_figures.py.
@@ -250,7 +250,7 @@ def fill_all(
         logger.info("filling, %s", mood)
         fills = fill_once(model, spans, letters, fillers, temperature, options.seed)
         yield from ((way, mood, own) for way, own in fills.items())
-    if from_ends:
+    if from_ends is not None:
         logger.info("filling from both ends")
         proteins = (by_ends(from_ends, span.prompt, options.temperature, options.seed) for span in spans)
         yield "ends", LIKELIEST, [span.hidden(protein) for span, protein in zip(spans, proteins, strict=True)]

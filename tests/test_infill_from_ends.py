@@ -13,17 +13,13 @@ from xtrimo.testing import toy_config, toy_sequences
 LEFT, OTHER_LEFT, RIGHT, OTHER_RIGHT = toy_sequences(4, seed=1, min_length=8, max_length=8)
 SPAN, AFTER_LEFT, BEFORE_RIGHT = toy_sequences(3, seed=2, min_length=20, max_length=20)
 PROTEINS = LEFT + SPAN + RIGHT, LEFT + AFTER_LEFT + OTHER_RIGHT, OTHER_LEFT + BEFORE_RIGHT + RIGHT
-
 TAG = parse("<family=toy>")
 
 
 @pytest.fixture(scope="module")
 def model() -> GLM:
     model = GLM(toy_config(num_layers=2, control_words=("<rev>", "<family=toy>")), seed=0)
-    tags = parse("<family=toy>")
-    answers = [
-        answer(model.config, tags, protein, reverse=reverse) for protein in PROTEINS for reverse in (False, True)
-    ]
+    answers = [answer(model.config, TAG, one, reverse=reverse) for one in PROTEINS for reverse in (False, True)]
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(150):
         optimizer.zero_grad()
