@@ -28,6 +28,7 @@ from generate.members import fact
 from generate.tags import Rule, Tags
 from generate.tuning import (
     Mix,
+    Purpose,
     Subject,
     few,
     fingerprint_of,
@@ -79,6 +80,9 @@ class TuningOptions:
     """Of the first name in --tags, these values alone: other proteins are left out. All by default."""
     least: int = 20
     """Proteins that must have a tag, for it to be learned."""
+    purpose: Purpose = "writing"
+    """What most examples teach: writing whole proteins, as in pretraining; or filling gaps of known length, by masks
+    that hide whole spans. Training is validated on the same."""
     method: Literal["lora", "full"] = "lora"
     """lora trains adapters beside the linear layers, and the tags; full trains all."""
     replay: Path | None = None
@@ -177,6 +181,8 @@ def tune(options: TuningOptions) -> dict[str, Any]:
         DataError, FastaError, SequenceError: nothing to train or validate on, or files that cannot be read.
     """
     base = load_generator(options.model, options.device)
+    if options.purpose == "filling" and "mlm" not in base.config.objectives:
+        raise ConfigError(f"{options.model} does not fill masks; tune it for writing, or take one trained on mlm")
     rules = [Rule.parse(text) for text in options.tags]
     records = _chosen(options, rules)
     seen = [record for record in records if fact(record, "split") != "test"]
@@ -189,8 +195,9 @@ def tune(options: TuningOptions) -> dict[str, Any]:
         return finished
     before = {"tagged": _figures(base, _untagged(proteins.valid)), "replay": _figures(base, proteins.replay_valid)}
     model, mix = _prepared(base, tags, proteins, options)
-    objective = "gmask" if "gmask" in model.config.objectives else "causal"
-    examples = held_out(proteins.valid, objective, model.config, seed=0)
+    examples = held_out(
+        proteins.valid, _judged_by(model.config.objectives, options.purpose), model.config, 0, options.purpose
+    )
     progress = fit(
         model, loss, mix, options.training(), options.out / TRAINING,
         validate=lambda module: -mean_nats(model, examples).value,
@@ -209,6 +216,11 @@ def tune(options: TuningOptions) -> dict[str, Any]:
     }  # fmt: skip
     write_json(options.out / RESULTS, results)
     return results
+
+
+def _judged_by(objectives: Sequence[str], purpose: Purpose) -> str:
+    """The objective whose held-out nats choose the weights."""
+    return "mlm" if purpose == "filling" else "gmask" if "gmask" in objectives else "causal"
 
 
 def _chosen(options: TuningOptions, rules: Sequence[Rule]) -> list[Record]:
@@ -290,6 +302,7 @@ def _prepared(base: GLM, tags: Tags, proteins: Proteins, options: TuningOptions)
     mix = Mix(
         subjects=proteins.train, replay=proteins.replay, config=base.config, batch_size=options.batch_size,
         replay_ratio=options.replay_ratio, drop_ratio=options.drop_ratio, seed=options.seed,
+        purpose=options.purpose,
     )  # fmt: skip
     return base, mix
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +31,14 @@ from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveCo
 from xtrimo.packing import pack
 from xtrimo.tokens import encode_residues
 
-SHARES = {"mlm": 0.2, "gmask": 0.6, "smask": 0.2, "causal": 0.6}
-"""Of the examples, as in pretraining; of a model that has fewer objectives, they share alike."""
+Purpose = Literal["writing", "filling"]
+SHARES: dict[Purpose, dict[str, float]] = {
+    "writing": {"mlm": 0.2, "gmask": 0.6, "smask": 0.2, "causal": 0.6},
+    "filling": {"mlm": 0.6, "gmask": 0.3, "smask": 0.1, "causal": 0.3},
+}
+"""Of the examples, for writing as in pretraining; of a model that has fewer objectives, they share alike."""
+MASKED_SPANS: dict[Purpose, float] = {"writing": 0.0, "filling": 0.8}
+"""Share of the mlm examples that hide whole spans."""
 _TAGGED, _REPLAY = 0, 1  # random streams
 _HELD_OUT = 20  # one in so many proteins, where headers do not say
 
@@ -65,6 +71,8 @@ class Mix:
     """Chance of an example to be shown none of its tags, and of each of several to be missing."""
     seed: int
     """Of all draws."""
+    purpose: Purpose = "writing"
+    """What most examples teach."""
 
     def __call__(self, step: int) -> list[Example]:
         """The examples of step 0, 1, ..."""
@@ -80,8 +88,8 @@ class Mix:
     def example(self, subject: Subject, rng: np.random.Generator) -> Example:
         """One example of a protein."""
         names = [name for name in OBJECTIVES if name in self.config.objectives]
-        shares = np.array([SHARES[name] for name in names])
-        example = _drawn(subject, str(rng.choice(names, p=shares / shares.sum())), rng, self.config)
+        shares = np.array([SHARES[self.purpose][name] for name in names])
+        example = _drawn(subject, str(rng.choice(names, p=shares / shares.sum())), rng, self.config, self.purpose)
         kept = rng.random(len(subject.tags)) >= self.drop_ratio * (len(subject.tags) > 1)
         return example if rng.random() < self.drop_ratio else tagged(example, subject.tags[kept])
 
@@ -156,17 +164,22 @@ def mean_nats(model: GLM, examples: Sequence[Example]) -> Estimate:
     return bootstrap_ratio(found[:, 0], found[:, 1])
 
 
-def held_out(subjects: Sequence[Subject], objective: str, config: GLMConfig, seed: int) -> list[Example]:
+def held_out(
+    subjects: Sequence[Subject], objective: str, config: GLMConfig, seed: int, purpose: Purpose = "writing"
+) -> list[Example]:
     """One example of each protein by one objective, the same at every call; tags in front, none missing."""
     return [
-        tagged(_drawn(subject, objective, np.random.default_rng([seed, i]), config), subject.tags)
+        tagged(_drawn(subject, objective, np.random.default_rng([seed, i]), config, purpose), subject.tags)
         for i, subject in enumerate(subjects)
     ]
 
 
-def _drawn(subject: Subject, objective: str, rng: np.random.Generator, config: GLMConfig) -> Example:
-    reverse_ratio = config.directions.count("reverse") / len(config.directions)
-    return make_example(Fragment(subject.residues), objective, rng, ObjectiveConfig(reverse_ratio=reverse_ratio))
+def _drawn(subject: Subject, objective: str, rng: np.random.Generator, config: GLMConfig, purpose: Purpose) -> Example:
+    law = ObjectiveConfig(
+        reverse_ratio=config.directions.count("reverse") / len(config.directions),
+        masked_span_ratio=MASKED_SPANS[purpose],
+    )
+    return make_example(Fragment(subject.residues), objective, rng, law)
 
 
 def load_generator(model: str, device: str) -> GLM:

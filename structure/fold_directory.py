@@ -104,7 +104,18 @@ def load_fold(
             raise ConfigError(f"{directory} is ESMFold, which has its language model in it; leave out --lm {lm}")
         return _in(precision, load_esmfold(directory, device=device))
     facts = read_facts(directory)
-    model = FoldModel(facts.config)
+    model = read_model(directory, facts.config)
+    reader = _reader(facts, lm, device, directory)
+    return _in(precision, Pipeline(model=model.to(device).eval(), reader=reader, name=name_of(directory)))
+
+
+def read_model(directory: Path, config: FoldConfig) -> FoldModel:
+    """The weights of a directory, in a model of this shape.
+
+    Raises:
+        CheckpointError: no weights, or of another shape.
+    """
+    model = FoldModel(config)
     try:
         model.load_state_dict(load_file(directory / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -112,8 +123,7 @@ def load_fold(
             f"{directory / WEIGHTS} cannot be read, or does not fit {CONFIG} ({error}); copy the directory again from"
             " where it was trained"
         ) from error
-    reader = _reader(facts, lm, device, directory)
-    return _in(precision, Pipeline(model=model.to(device).eval(), reader=reader, name=_name(directory)))
+    return model
 
 
 def _in(precision: str, pipeline: Pipeline) -> Pipeline:
@@ -122,7 +132,7 @@ def _in(precision: str, pipeline: Pipeline) -> Pipeline:
     return pipeline
 
 
-def _name(directory: Path) -> str:
+def name_of(directory: Path) -> str:
     """What predictions call a model: its directory, or the run that `train-fold` has put it in."""
     place = directory.resolve()
     return place.parent.name if place.name == "model" else place.name

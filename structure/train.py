@@ -18,7 +18,7 @@ from structure.calibration import apply_temperature, calibrate
 from structure.config import FoldConfig
 from structure.data import Crop, CropSampler, Example, Split, read_split
 from structure.features import Protein, collate
-from structure.fold_directory import FoldFacts, save_fold, with_lm
+from structure.fold_directory import FoldFacts, name_of, read_facts, read_model, save_fold, with_lm
 from structure.judging import judge, judge_chain, mean_lddt
 from structure.losses import BACKBONE_SLOTS, Truth, terms, total
 from structure.model import FoldModel
@@ -27,8 +27,8 @@ from structure.reader import Reader
 from structure.train_command import NO_MODEL, TrainFoldOptions
 from xtrimo.backbone import Backbone
 from xtrimo.command import ModelOptions, check_device
-from xtrimo.durable import write_json
-from xtrimo.embedding_file import fingerprint
+from xtrimo.durable import differences, write_json
+from xtrimo.embedding_file import fingerprint, fingerprint_of
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.model import counted_from_start
 from xtrimo.run_folder import RESULTS, TRAINING, claim
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 VIOLATION_WEIGHT = 0.1
 TEST_RATIO = 0.1
 """Of the clusters of chains whose source has no split."""
-FREE = ("out", "data", "cache", "device", "engine")
+FREE = ("out", "data", "start_from", "cache", "device", "engine")
 """What changes how a result is reached, and not the result."""
 
 
@@ -70,11 +70,12 @@ def train_fold(options: TrainFoldOptions) -> dict[str, Any]:
     config = replace(with_lm(options.shape(), lm, layers, maps), side_chains=_side_chains(split.train, options))
     facts = FoldFacts(config=config, lm=options.model if lm else "", lm_hash=fingerprint(lm) if lm else "",
                       lm_layers=layers)  # fmt: skip
-    if finished := claim(options.out, _settings(options, facts, split)):
+    model = _begun(facts, options)
+    if finished := claim(options.out, _settings(options, facts, split) | _start(model, options)):
         return finished
     reader = _cached_reader(split, lm, facts, options)
     del lm  # its states are in a file now
-    model = _new(config, options.seed).to(options.device)
+    model.to(options.device)
     sampler = CropSampler(
         split.train, options.crop_length, options.seed, clamp_from=round(options.clamp_from_ratio * options.steps),
         max_recycles=config.max_recycles,
@@ -88,11 +89,10 @@ def train_fold(options: TrainFoldOptions) -> dict[str, Any]:
     )  # fmt: skip
     if not main_rank():
         return {}
-    training = {"data": options.data.name, "steps": progress.best_step, "crop_length": options.crop_length}
     watched = split.valid[: options.valid_chains]
     calibration = calibrate([judge_chain(model.eval(), example, trainer.protein) for example in watched])
     apply_temperature(model, calibration.temperature)
-    training["calibration"] = str(calibration)
+    training = _told(options) | {"steps": progress.best_step, "calibration": str(calibration)}
     save_fold(options.out / "model", model, replace(facts, config=model.config, training=training))
     held_out = (split.test or split.valid)[: options.test_chains]
     untrained = _new(config, options.seed).to(options.device)
@@ -189,6 +189,41 @@ def _new(config: FoldConfig, seed: int) -> FoldModel:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return FoldModel(config)
+
+
+def _begun(facts: FoldFacts, options: TrainFoldOptions) -> FoldModel:
+    """What training begins with: new weights, or those of a model that was trained before.
+
+    Raises:
+        ConfigError: that model has another shape, or reads another language model.
+        CheckpointError: no folding model is there.
+    """
+    if options.start_from is None:
+        return _new(facts.config, options.seed)
+    ours, theirs = _built(facts), _built(read_facts(options.start_from))
+    if changed := differences(theirs, ours):
+        raise ConfigError(
+            f"{options.start_from} is not the model that these options describe ({'; '.join(changed)}); give the"
+            " preset, trunk, language model, layers and maps that it was trained with"
+        )
+    return read_model(options.start_from, facts.config)
+
+
+def _built(facts: FoldFacts) -> dict[str, Any]:
+    """What weights are tied to; side chains are learned where there are some, and the temperature is found anew."""
+    return asdict(replace(facts.config, side_chains=False, lddt_temperature=1.0)) | {
+        "lm_hash": facts.lm_hash, "lm_layers": facts.lm_layers,
+    }  # fmt: skip
+
+
+def _told(options: TrainFoldOptions) -> dict[str, Any]:
+    """What the model's card says of its training, of what was known before."""
+    began = {"started_from": name_of(options.start_from)} if options.start_from else {}
+    return {"data": options.data.name, "crop_length": options.crop_length} | began
+
+
+def _start(model: FoldModel, options: TrainFoldOptions) -> dict[str, str]:
+    return {"start_weights": fingerprint_of(model, {}) if options.start_from else ""}
 
 
 def _cached_reader(split: Split, lm: Backbone | None, facts: FoldFacts, options: TrainFoldOptions) -> Reader:

@@ -29,6 +29,9 @@ class TrainFoldOptions:
     alone."""
     out: Path
     """Folder of the run; the trained model is in it as `model`."""
+    start_from: Path | None = None
+    """A trained folding model of the same shape and language model, whose weights this training begins with; new ones
+    by default."""
     preset: str = "fold-tiny"
     """Shape of the folding model: fold-tiny, fold-8m or fold-150m."""
     trunk: Literal["trimul", "esmfold"] | None = None

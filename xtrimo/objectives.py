@@ -39,6 +39,7 @@ IGNORE = PAD
 _LAST_RANDOM = 27  # the published replacement draw also holds "." and "-"
 _LONGEST_SHORT_SPAN = 39
 _LONG_SPAN, _LONG_SPAN_COVER = (8, 40), 0.4
+_MASKED_SPAN, _MASKED_SPAN_COVER = 20.0, (0.1, 0.5)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +97,9 @@ class ObjectiveConfig:
     long_span_ratio: float = 0.3
     """Share of the smask samples with one or two spans of 8 to 40 residues, at most 40 % of the protein, instead of
     short ones; proteins below 20 residues keep the short ones."""
+    masked_span_ratio: float = 0.0
+    """Share of the mlm samples that hide whole spans, as SpanBERT does (Joshi et al. 2020, arXiv:1907.10529): of 20
+    residues on average, together a tenth to half of the protein. Gaps of known length ask for it."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -116,6 +120,8 @@ class ObjectiveConfig:
 
 def mlm(fragment: Fragment, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
     """Masked language model: of the chosen residues 80 % become <mask>, 10 % a random word of 1..27, 10 % stay."""
+    if config.masked_span_ratio and rng.random() < config.masked_span_ratio:
+        return _masked_spans(fragment, rng, config)
     num_residues = len(fragment.residues)
     tokens = np.append(fragment.residues, _eos_if(fragment.has_end))
     labels = np.full_like(tokens, IGNORE)
@@ -125,6 +131,23 @@ def mlm(fragment: Fragment, rng: np.random.Generator, config: ObjectiveConfig) -
     replaced = chosen[fate >= 0.9]
     tokens[chosen[fate < 0.8]] = MASK
     tokens[replaced] = rng.integers(FIRST_RESIDUE, _LAST_RANDOM + 1, len(replaced))
+    return Example("mlm", tokens, _chain_positions(len(tokens)), labels, prefix=len(tokens))
+
+
+def _masked_spans(fragment: Fragment, rng: np.random.Generator, config: ObjectiveConfig) -> Example:
+    """Masked language model whose hidden residues stand in spans, all of them <mask>."""
+    tokens = np.append(fragment.residues, _eos_if(fragment.has_end))
+    law = replace(
+        config, mask_ratio=rng.uniform(*_MASKED_SPAN_COVER), average_span=_MASKED_SPAN, long_span_ratio=0.0,
+        single_span_ratio=0.0,
+    )  # fmt: skip
+    lengths = _span_lengths(len(fragment.residues), rng, law)
+    num_hidden = int(lengths.sum())
+    gaps = np.sort(rng.choice(len(fragment.residues) - num_hidden + 1, len(lengths), replace=False))
+    hidden = np.repeat(gaps, lengths) + np.arange(num_hidden)  # after so many visible residues, and those hidden before
+    labels = np.full_like(tokens, IGNORE)
+    labels[hidden] = tokens[hidden]
+    tokens[hidden] = MASK
     return Example("mlm", tokens, _chain_positions(len(tokens)), labels, prefix=len(tokens))
 
 

@@ -18,11 +18,12 @@ from generate.finetune import TuningOptions, main, tune
 from generate.tuning import Subject, held_out, mean_nats
 from xtrimo import checkpoint
 from xtrimo.errors import ConfigError, DataError
-from xtrimo.fasta import Record, write_fasta
+from xtrimo.fasta import Record, read_fasta, write_fasta
 from xtrimo.model import GLM
 from xtrimo.testing import killed, run_distributed, toy_config, toy_sequences
 from xtrimo.tokens import encode_residues
 from xtrimo.training_config import EngineOptions
+from xtrimo.training_log import read_metrics
 
 LETTERS = {"oily": "AVLI", "charged": "DEKR"}
 
@@ -168,11 +169,31 @@ def _tuned(rank: int, asked: TuningOptions) -> None:
     tune(asked)
 
 
+def test_tuned_for_filling(tuned: tuple[GLM, dict[str, Any], Path]) -> None:
+    """Masks over whole spans are what is learned, and what the weights are chosen by."""
+    base, _, folder = tuned
+    asked = options(folder, "filling", model=str(folder / "full/model"), purpose="filling", steps=80)
+    tune(asked)
+    model = xtrimo.load(asked.out / "model")
+    assert isinstance(model, GLM)
+    records = [record for record in read_fasta(asked.file) if "split=valid" in record.description]
+    tags = [torch.tensor([37 + record.name.startswith("charged")], dtype=torch.uint8).numpy() for record in records]
+    valid = [Subject(encode_residues(record.sequence), tag) for record, tag in zip(records, tags, strict=True)]
+    spans = held_out(valid, "mlm", model.config, 0, "filling")
+    before, after = (mean_nats(each, spans).value for each in (base, model))
+    assert after < before
+    chosen = [line["figure"] for line in read_metrics(asked.out / "training/metrics.jsonl") if line["split"] == "valid"]
+    assert -max(chosen) == pytest.approx(after, rel=1e-4)
+
+
 def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     asked = options(tmp_path, "out")
     checkpoint.save(GLM(toy_config(objectives=("mlm",), directions=("forward",))), tmp_path / "mlm")
     with pytest.raises(ConfigError, match="does not generate"):
         tune(options(tmp_path, "out", model=str(tmp_path / "mlm")))
+    checkpoint.save(GLM(toy_config(objectives=("gmask",))), tmp_path / "gmask")
+    with pytest.raises(ConfigError, match="does not fill masks; tune it for writing"):
+        tune(options(tmp_path, "out", model=str(tmp_path / "gmask"), purpose="filling"))
     with pytest.raises(DataError, match="has no protein of <family=salty>"):
         tune(options(tmp_path, "out", only=("salty",)))
     with pytest.raises(ConfigError, match="no tag of taxon is had by 10 proteins"):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from generate.tuning import SHARES, Mix, Subject, held_out, in_epochs, loss, mean_nats, room
+from generate.tuning import MASKED_SPANS, SHARES, Mix, Subject, held_out, in_epochs, loss, mean_nats, room
 from xtrimo.config import GLMConfig
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example
 from xtrimo.testing import toy_config, toy_sequences
-from xtrimo.tokens import REV, encode_residues
+from xtrimo.tokens import MASK, REV, encode_residues
 
 CONFIG = toy_config(control_words=("<rev>", "<family=a>", "<family=b>"))
 FIRST_TAG = 37
@@ -56,8 +56,9 @@ def test_shares_tags_and_replay(name: str) -> None:
     )
     drawn = mix(subjects=subjects(7, 37, 38), config=config, batch_size=40, drop_ratio=0.2)
     examples = [example for step in range(60) for example in drawn(step)]
-    total = sum(SHARES[each] for each in objectives)
-    assert np.mean([e.objective == name for e in examples]) == pytest.approx(SHARES[name] / total, abs=0.03)
+    shares = SHARES["writing"]
+    expected = shares[name] / sum(shares[each] for each in objectives)
+    assert np.mean([e.objective == name for e in examples]) == pytest.approx(expected, abs=0.03)
     tags = Counter(tuple(t for t in e.tokens.tolist() if t > REV) for e in examples)
     untagged = 0.25 + 0.75 * (0.2 + 0.8 * 0.2**2)
     assert tags[()] / len(examples) == pytest.approx(untagged, abs=0.03)
@@ -66,6 +67,23 @@ def test_shares_tags_and_replay(name: str) -> None:
     for example in examples:  # in front of all else, <rev> included
         found = np.flatnonzero(example.tokens > REV)
         assert found.tolist() == list(range(len(found)))
+
+
+def test_filling_is_taught_by_masks_over_whole_spans() -> None:
+    drawn = mix(subjects=subjects(7, FIRST_TAG), batch_size=40, purpose="filling")
+    examples = [example for step in range(40) for example in drawn(step)]
+    shares = Counter(example.objective for example in examples)
+    assert {name: round(num / len(examples), 1) for name, num in shares.items()} == {
+        "mlm": 0.6,
+        "gmask": 0.3,
+        "smask": 0.1,
+    }
+    masked = [example for example in examples if example.objective == "mlm"]
+    runs = ["".join("#" if token == MASK else "." for token in example.tokens) for example in masked]
+    assert np.mean(["####" in run for run in runs]) == pytest.approx(MASKED_SPANS["filling"], abs=0.15)
+    (judged, plain) = (held_out(subjects(40), "mlm", CONFIG, 0, purpose) for purpose in ("filling", "writing"))
+    masks = [sum(int((example.tokens == MASK).sum()) for example in each) for each in (judged, plain)]
+    assert masks[0] > 1.5 * masks[1]
 
 
 def test_one_tag_is_dropped_by_its_own_chance_alone() -> None:

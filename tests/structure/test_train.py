@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from structure import train
 from structure.config import PRESETS
@@ -25,7 +26,7 @@ from structure.train_command import TrainFoldOptions, main
 from tests.structure.models import FILES, SMALL, chain
 from xtrimo import mmseqs, states_file
 from xtrimo.checkpoint import save
-from xtrimo.errors import ConfigError, DataError
+from xtrimo.errors import CheckpointError, ConfigError, DataError
 from xtrimo.model import GLM
 from xtrimo.testing import run_distributed, toy_config
 from xtrimo.training_config import TrainingConfig
@@ -233,6 +234,38 @@ def test_a_finished_run_is_not_repeated(archive: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(CropSampler, "batch", lambda *_: pytest.fail("a step"))
     moved = archive.rename(tmp_path / "moved.npz")
     assert run(moved, tmp_path / "out", "--cache", str(tmp_path / "elsewhere")) == first
+
+
+def test_training_goes_on_from_a_trained_model(archive: Path, lm: Path, tmp_path: Path) -> None:
+    """From its weights, not new ones; a rate too small to move them shows them, with the temperature found anew."""
+    first = run(archive, tmp_path / "first", "--steps", "8", "--learning-rate", "1e-2", model=lm)
+    begin = tmp_path / "first/model"
+    found = read_facts(begin).config.lddt_temperature
+    content = json.loads((begin / "config.json").read_text())
+    content["config"]["lddt_temperature"] = 3.0
+    (begin / "config.json").write_text(json.dumps(content))
+    still = ["--steps", "2", "--learning-rate", "1e-12", "--average", "0", "--start-from", str(begin)]
+    then = run(archive, tmp_path / "then", *still, model=lm)
+    weights = [load_file(folder / "model.safetensors") for folder in (begin, tmp_path / "then/model")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-8)
+    assert then["test"]["trained"]["lddt"] == pytest.approx(first["test"]["trained"]["lddt"], abs=1e-4)
+    assert then["test"]["untrained"] == first["test"]["untrained"]
+    facts = read_facts(tmp_path / "then/model")
+    assert facts.training["started_from"] == "first" and facts.config.lddt_temperature == pytest.approx(found, rel=1e-4)
+
+    with pytest.raises(ConfigError, match="start_weights .* to "):  # in the folder of a run that began elsewhere
+        run(archive, tmp_path / "then", *still[:-1], str(tmp_path / "then/model"), model=lm)
+    for flags, words in (
+        (["--model", "none"], "is not the model that these options describe .*lm_hash"),
+        (["--layers", "0"], "lm_layers"),
+        (["--trunk", "esmfold"], "trunk trimul to esmfold"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run(archive, tmp_path / "other", *still, *flags, model=lm)
+    with pytest.raises(CheckpointError, match="is no folding model"):
+        run(archive, tmp_path / "other", *still[:-1], str(tmp_path), model=lm)
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_run_in_the_same_folder_is_refused(archive: Path, tmp_path: Path) -> None:
