@@ -1,25 +1,38 @@
-"""A span written from both its ends by gmask: drafts, and of these the one that makes the whole protein likeliest.
+"""A span written from both its ends by gmask: drafts, mended, and the one that makes the whole protein likeliest.
 
 From N to C the model sees what stands before the span, from C to N what stands behind it, and never both. But the
 likelihood of the whole protein hangs on both sides: a draft after which the rest of the protein comes as a surprise is
 no filling. Written is what p(span | one side) offers, chosen by p(span, both sides).
+
+The best drafts are mended first. At residue x of a draft one direction says p(x | left), left with the draft's residues
+before it, the other p(x | right). If the sides tell of x independently, both together say
+
+    p(x | left, right)  ~  p(x | left) p(x | right) / p(x)        a product of experts (Hinton 2002)
+
+With the likeliest letter at each place the draft is read anew, some times; whatever comes up takes part in the choice.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Float64
+from torch import Tensor
 
-from generate.preferences import answer, measured
+from generate.preferences import answer, choices_of, measured
 from generate.prompt import Fixed, Gap, Prompt
 from generate.sampler import sample
+from xtrimo import batch
 from xtrimo.backbone import Backbone
 from xtrimo.config import Direction
 from xtrimo.errors import ConfigError
 from xtrimo.model import GLM
+from xtrimo.objectives import IGNORE, Example
+from xtrimo.tokens import AMINO_ACIDS
 
 DRAFTS = 16  # from each end, and the likeliest next residues, one after the other
+MENDED, READINGS = 6, 5  # of the drafts the likeliest; times each is read, at most
 ENDS: tuple[Direction, ...] = ("forward", "reverse")
 
 
@@ -42,18 +55,44 @@ def by_ends(model: GLM, prompt: Prompt, temperature: float, seed: int) -> str:
         temperature: of the drafts.
         seed: of the drafts.
     """
+    before, behind = sides(prompt)
     drafts = sorted({protein for end in ENDS for protein in drafted(model, prompt, end, temperature, seed)})
-    return drafts[int(np.argmax(log_likelihoods(model, Prompt((Gap(0, None),), prompt.tags), drafts)))]
+    read = partial(log_likelihoods, model, Prompt((Gap(0, None),), prompt.tags))
+    nats = dict(zip(drafts, read(drafts), strict=True))
+    newest, usual = sorted(drafts, key=lambda draft: nats[draft])[-MENDED:], None
+    for _ in range(READINGS):
+        said = [letters(model, prompt, newest, end) for end in ENDS]
+        usual = np.log(np.exp(said).mean((0, 1, 2))) if usual is None else usual  # p(x), of the first drafts
+        likeliest = (sum(said) - usual).argmax(-1)
+        mended = {before + "".join(AMINO_ACIDS[letter] for letter in row) + behind for row in likeliest}
+        newest = sorted(mended - nats.keys())
+        if not newest:
+            break
+        nats |= zip(newest, read(newest), strict=True)
+    return max(nats, key=lambda protein: nats[protein])
+
+
+def _place(prompt: Prompt) -> int:
+    """The gap's, among the pieces."""
+    (place,) = (place for place, piece in enumerate(prompt.pieces) if isinstance(piece, Gap))
+    return place
+
+
+def sides(prompt: Prompt) -> tuple[str, str]:
+    """The residues before the gap, and behind it."""
+    place = _place(prompt)
+    parts = prompt.pieces[:place], prompt.pieces[place + 1 :]
+    before, behind = ("".join(piece.residues for piece in part if isinstance(piece, Fixed)) for part in parts)
+    return before, behind
 
 
 def drafted(model: GLM, prompt: Prompt, end: Direction, temperature: float, seed: int) -> Iterator[str]:
     """Whole proteins, the gap of each written from one end, without a look at what is behind it."""
-    (place,) = (place for place, piece in enumerate(prompt.pieces) if isinstance(piece, Gap))
-    cut = place + 1 if end == "forward" else place
-    sides = prompt.pieces[:cut], prompt.pieces[cut:]
-    before, behind = ("".join(piece.residues for piece in side if isinstance(piece, Fixed)) for side in sides)
-    seen = Prompt(sides[ENDS.index(end)], prompt.tags)
-    write = partial(sample, model, prompt=str(seen), by=end, top_p=1.0, seed=seed, max_length=prompt.shortest)
+    place, (before, behind) = _place(prompt), sides(prompt)
+    seen = prompt.pieces[: place + 1] if end == "forward" else prompt.pieces[place:]
+    write = partial(
+        sample, model, prompt=str(Prompt(seen, prompt.tags)), by=end, top_p=1.0, seed=seed, max_length=prompt.shortest
+    )
     for num, heat in ((1, 0.0), (DRAFTS, temperature)):
         for own in write(num=num, temperature=heat):
             yield own.sequence + behind if end == "forward" else before + own.sequence
@@ -61,8 +100,26 @@ def drafted(model: GLM, prompt: Prompt, end: Direction, temperature: float, seed
 
 def log_likelihoods(model: GLM, tags: Prompt, proteins: Sequence[str]) -> Float64[np.ndarray, "protein"]:
     """Nats of each whole protein behind the tags, mean of both directions."""
-    nats = [
-        measured(model, [answer(model.config, tags, protein, reverse=end == "reverse") for protein in proteins], 1.0)
-        for end in ENDS
-    ]
+    nats = [measured(model, [_answer(model, tags, protein, end) for protein in proteins], 1.0) for end in ENDS]
     return np.mean(nats, axis=0)
+
+
+@torch.inference_mode()
+def letters(
+    model: GLM, prompt: Prompt, proteins: Sequence[str], end: Direction
+) -> Float64[np.ndarray, "protein place letter"]:
+    """Log of the chance of each of AMINO_ACIDS at the places of the gap, N to C, given what is on one side of each."""
+    first, behind = map(len, sides(prompt))
+
+    def chances(inputs: batch.Inputs) -> Tensor:
+        logits = model(inputs.tokens, inputs.positions, inputs.segments)
+        return choices_of(logits, inputs.tokens, 1.0)[:, :-1].log_softmax(-1)
+
+    answers = [_answer(model, Prompt((Gap(0, None),), prompt.tags), protein, end) for protein in proteins]
+    said = [values[example.labels != IGNORE][:-1] for example, values in batch.run(model.eval(), answers, chances)]
+    turned = [values if end == "forward" else values[::-1] for values in said]
+    return np.stack([values[first : len(values) - behind] for values in turned]).astype(np.float64)
+
+
+def _answer(model: GLM, tags: Prompt, protein: str, end: Direction) -> Example:
+    return answer(model.config, tags, protein, reverse=end == "reverse")

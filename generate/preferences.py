@@ -110,13 +110,21 @@ def answer(config: GLMConfig, prompt: Prompt, protein: str, *, finished: bool = 
     return tagged(replace(example, labels=labels), np.array(tag_ids(prompt, config.control_words), dtype=np.uint8))
 
 
+def choices_of(
+    logits: Float[Tensor, "token vocab"], tokens: Int[Tensor, "token"], temperature: float
+) -> Float[Tensor, "token 21"]:
+    """Logits of what can be drawn: the 20 of AMINO_ACIDS, and the end. Right after the opening <eos> none ends."""
+    choices = logits[:, _DRAWN.to(logits.device)].float() / temperature
+    choices[:, -1] = choices[:, -1].masked_fill(tokens == EOS, -torch.inf)
+    return choices
+
+
 def nats_of(
     logits: Float[Tensor, "token vocab"], tokens: Int[Tensor, "token"], labels: Int[Tensor, "token"], temperature: float
 ) -> Float[Tensor, "token"]:
-    """-log of the chance to draw each label, 0 where nothing was drawn. Right after the opening <eos> none ends."""
-    choices = logits[:, _DRAWN.to(logits.device)].float() / temperature
-    choices[:, -1] = choices[:, -1].masked_fill(tokens == EOS, -torch.inf)
+    """-log of the chance to draw each label, 0 where nothing was drawn."""
     places = torch.where(labels == IGNORE, _NOT_DRAWN, _PLACES.to(labels.device)[labels])
+    choices = choices_of(logits, tokens, temperature)
     return F.cross_entropy(choices, places, ignore_index=_NOT_DRAWN, reduction="none")
 
 

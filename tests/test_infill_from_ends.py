@@ -6,9 +6,11 @@ import torch
 from examples import infill_from_ends as example
 from generate.preferences import answer, log_likelihoods, measured
 from generate.prompt import parse
+from xtrimo.config import Direction
 from xtrimo.errors import ConfigError
 from xtrimo.model import GLM
 from xtrimo.testing import toy_config, toy_sequences
+from xtrimo.tokens import FIRST_RESIDUE
 
 LEFT, OTHER_LEFT, RIGHT, OTHER_RIGHT = toy_sequences(4, seed=1, min_length=8, max_length=8)
 SPAN, AFTER_LEFT, BEFORE_RIGHT = toy_sequences(3, seed=2, min_length=20, max_length=20)
@@ -34,6 +36,36 @@ def test_the_likelihood_of_the_whole_tells_what_no_side_does(model: GLM) -> None
     assert {LEFT + SPAN + RIGHT, LEFT + AFTER_LEFT + RIGHT} <= sides["forward"]
     assert {LEFT + SPAN + RIGHT, LEFT + BEFORE_RIGHT + RIGHT} <= sides["reverse"]
     assert example.by_ends(model, prompt, 1.0, seed=0) == PROTEINS[0]
+
+
+def test_a_draft_with_slips_is_mended(model: GLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What both sides agree on stands in the end, though no draft had it."""
+    prompt = parse(f"<family=toy>{LEFT}[20]{RIGHT}")
+    slipped = list(SPAN)
+    for place in (4, 11, 12):
+        slipped[place] = "W" if SPAN[place] != "W" else "A"
+    draft = LEFT + "".join(slipped) + RIGHT
+    monkeypatch.setattr(example, "drafted", lambda *_: iter([draft]))
+    assert example.by_ends(model, prompt, 1.0, seed=0) == PROTEINS[0]
+    monkeypatch.setattr(example, "READINGS", 0)
+    assert example.by_ends(model, prompt, 1.0, seed=0) == draft
+
+
+@pytest.mark.parametrize("end", example.ENDS)
+def test_letters_are_those_of_one_side(model: GLM, end: Direction) -> None:
+    """Against a softmax over the protein cut off before each place: what lies beyond says nothing."""
+    protein = LEFT + SPAN + RIGHT
+    found = example.letters(model, parse(f"<family=toy>{LEFT}[20]{RIGHT}"), [protein, protein], end)
+    assert found.shape == (2, 20, 20) and (found[0] == found[1]).all()
+    for place in range(8, 28):
+        seen = protein[:place] if end == "forward" else protein[place + 1 :]
+        read = answer(model.config, TAG, seen, reverse=end == "reverse")
+        logits = model(
+            torch.from_numpy(read.tokens.astype(int)), torch.from_numpy(read.positions.astype(int)),
+            torch.tensor([[0, len(read.tokens), read.prefix]]),
+        )  # fmt: skip
+        expected = torch.softmax(logits[-1, FIRST_RESIDUE : FIRST_RESIDUE + 20].double(), 0).log()
+        assert found[0, place - 8].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_both_directions_count_alike(model: GLM) -> None:
