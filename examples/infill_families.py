@@ -12,19 +12,20 @@ the share of the residues that are the true ones, and the bits that the protein 
     mlm          the same model, by its masks: the span decided in rounds
     ends         the same model, by gmask: drafts from both ends, and of these the one with which the model finds the
                  whole protein likeliest (infill_from_ends.py); it chooses by itself, so it fills but once, likeliest
+    guided       mlm with the family's best HMM as a second voice: the chances that both give a residue, multiplied
     composition  letters by their shares in the sample: knows nothing of the protein
     3-gram       each letter given the two before it: knows what stands on the left
     consensus    what the family's best HMM finds likeliest in these columns: it has seen the family's training members
 
-All but ends and consensus fill twice: drawn, as the model holds it (temperature 1, or --temperature), and likeliest
-(temperature 0); with --draws 16 a third time, chosen: of 16 that are drawn the one that the family's HMMs score best. A
-model that was tuned on families reads the tag of each in front of its protein with --tag family. Intervals are
-bootstrap over proteins, paired where ways are compared. Figures and page: infill_figures.py.
+All but ends, guided and consensus fill twice: drawn, as the model holds it (temperature 1, or --temperature), and
+likeliest (temperature 0); with --draws 16 a third time, chosen: of 16 that are drawn the one that the family's HMMs
+score best. A model that was tuned on families reads the tag of each in front of its protein with --tag family. Intervals
+are bootstrap over proteins, paired where ways are compared. Figures and page: infill_figures.py.
 """
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,11 +49,13 @@ from examples.infill_figures import (
     report,
 )
 from examples.infill_from_ends import DRAFTS, by_ends, writer
+from examples.infill_hmms import best_match, emissions, spelled
 from generate.controls import trigram_table
 from generate.infilling import infill
 from generate.members import fact
 from generate.membership import bit_scores, of_family, read_hmms
 from generate.prompt import Fixed, Gap, Prompt
+from generate.unmasking import marginals
 from xtrimo.backbone import Backbone, load
 from xtrimo.errors import DataError
 from xtrimo.fasta import Record, read_fasta
@@ -62,6 +65,7 @@ from xtrimo.tokens import AMINO_ACIDS, FIRST_RESIDUE, encode_residues
 from xtrimo.trigrams import EDGE
 
 ROUNDS = 10  # of mlm: two residues in each
+HMM_WEIGHT = 1.5  # of guided: of 0.3 to 2 the one that fills spans of validation members best
 
 logger = logging.getLogger("xtrimo.examples")
 Table = Float64[np.ndarray, "word word letter"]
@@ -100,50 +104,6 @@ class Span(NamedTuple):
         return self.protein.sequence[: self.start] + residues + self.protein.sequence[self.start + LENGTH :]
 
 
-class Match(NamedTuple):
-    """A protein on the HMM that scores it best."""
-
-    hmm: Any
-    bits: float
-    start: int
-    end: int
-    """Residues start .. end - 1 of the protein are in the envelope of its best domain."""
-    columns: Mapping[int, int]
-    """Residue -> match column of the HMM, both counted from 0; of all domains."""
-
-
-def best_match(hmms: Sequence[Any], sequence: str) -> Match | None:
-    """Where a protein fits the HMM that gives it the most bits; None without a hit."""
-    from pyhmmer.easel import Alphabet, DigitalSequenceBlock, TextSequence
-    from pyhmmer.hmmer import hmmsearch
-
-    letters = Alphabet.amino()
-    block: Any = DigitalSequenceBlock(letters, [TextSequence(name="protein", sequence=sequence).digitize(letters)])
-    queries: Any = hmms
-    answers = enumerate(hmmsearch(queries, block, cpus=1, Z=1000))
-    found = [(hit.score, number, hit) for number, hits in answers for hit in hits]
-    if not found:
-        return None
-    bits, number, hit = max(found, key=lambda item: item[:2])
-    columns: dict[int, int] = {}
-    for domain in sorted(hit.domains, key=lambda domain: domain.score):  # the best one has the last word
-        columns |= _columns(domain.alignment)
-    best = hit.best_domain
-    return Match(hmms[number], bits, best.env_from - 1, best.env_to, columns)
-
-
-def _columns(alignment: Any) -> dict[int, int]:
-    """Residue -> match column of one domain, from its two rows of text: a dot is an insertion, a dash a deletion."""
-    columns = {}
-    residue, column = alignment.target_from - 1, alignment.hmm_from - 1
-    for of_hmm, of_target in zip(alignment.hmm_sequence, alignment.target_sequence, strict=True):
-        if of_hmm != "." and of_target != "-":
-            columns[residue] = column
-        residue += of_target != "-"
-        column += of_hmm != "."
-    return columns
-
-
 def choose_spans(members: Sequence[Record], hmms: Sequence[Any], num: int, seed: int, tag: str = "") -> list[Span]:
     """One span each in `num` members, both drawn evenly; members and places that offer none are passed over.
 
@@ -168,20 +128,21 @@ def choose_spans(members: Sequence[Record], hmms: Sequence[Any], num: int, seed:
 
 
 def consensus(span: Span, hmms: Sequence[Any]) -> str:
-    """The consensus of the columns that the span's residues would stand in.
-
-    The HMM is aligned with the span hidden (X is all letters at once to it). A residue that it leaves out of the
-    alignment goes as far from the next one inside as it stands in the protein.
-    """
-    match = best_match(hmms, span.filled("X" * LENGTH))
-    if match is None:
+    """The likeliest letters of the columns that the span's residues would stand in."""
+    found = emissions(span.filled("X" * LENGTH), span.start, LENGTH, hmms)
+    if found is None:
         return "L" * LENGTH  # of all proteins' residues the most frequent
-    residues = ""
-    for place in range(span.start, span.start + LENGTH):
-        nearest = min(match.columns, key=lambda residue: abs(residue - place))
-        column = match.columns[nearest] + place - nearest
-        residues += match.hmm.consensus[min(max(column, 0), match.hmm.M - 1)].upper()
-    return residues
+    return spelled(found)
+
+
+def guided(model: Backbone, spans: Sequence[Span], hmms: Sequence[Any]) -> list[str]:
+    """What the model holds of each residue by mlm, all of the span masked, times what its family's best HMM does."""
+    fills = []
+    for span, held in zip(spans, marginals(model, [span.prompt for span in spans]), strict=True):
+        own = [hmms[i] for i in of_family(hmms, span.family)]
+        found = emissions(span.filled("X" * LENGTH), span.start, LENGTH, own)
+        fills.append(spelled(held if found is None else held + HMM_WEIGHT * found))
+    return fills
 
 
 def by_trigrams(span: Span, table: Table, temperature: float, rng: np.random.Generator) -> str:
@@ -250,6 +211,8 @@ def fill_all(
         logger.info("filling, %s", mood)
         fills = fill_once(model, spans, letters, fillers, temperature, options.seed)
         yield from ((way, mood, own) for way, own in fills.items())
+    if "guided" in options.by:
+        yield "guided", LIKELIEST, guided(model, spans, hmms)
     if from_ends is not None:
         logger.info("filling from both ends")
         proteins = (by_ends(from_ends, span.prompt, options.temperature, options.seed) for span in spans)
@@ -319,12 +282,14 @@ def about(options: Options) -> str:
     """What a reader of the page has to know, on settings."""
     mlm = f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
     ends = f" ends: {DRAFTS} drafts from each, drawn at that temperature, and the likeliest one of each."
+    guided = f" guided: all of a span at once, the HMM's chances to the power of {HMM_WEIGHT:g}."
     chosen = f" {CHOSEN}: of {options.draws} that are drawn the one of most bits."
     return (
         f"By seed {options.seed} inside of the HMM's envelope; model {options.model}"
         f"{f', <{options.tag}=..> in front' if options.tag else ''}. {DRAWN}: at temperature"
         f" {options.temperature:g}, floors by their shares; {LIKELIEST}: temperature 0."
         f"{chosen if options.draws else ''}{mlm if 'mlm' in options.by else ''}{ends if 'ends' in options.by else ''}"
+        f"{guided if 'guided' in options.by else ''}"
     )
 
 

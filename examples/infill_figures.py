@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 LENGTH = 20
 MOODS = DRAWN, LIKELIEST, CHOSEN = "drawn", "likeliest", "chosen"
 Filler = Literal["smask", "mlm"]
-ModelWay = Filler | Literal["ends"]
+ModelWay = Filler | Literal["ends", "guided"]
 FILLERS: tuple[Filler, ...] = ("smask", "mlm")
-MODEL_WAYS: tuple[ModelWay, ...] = (*FILLERS, "ends")
+MODEL_WAYS: tuple[ModelWay, ...] = (*FILLERS, "ends", "guided")
 FLOORS = ("composition", "3-gram")
 CONSENSUS = "consensus"
 WAYS = (*MODEL_WAYS, *FLOORS, CONSENSUS)

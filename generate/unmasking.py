@@ -155,6 +155,26 @@ def iter_unmasked(model: Backbone, jobs: Iterable[tuple[int, Prompt]], config: U
         active = [filling for filling in active if not filling.done]
 
 
+def marginals(model: Backbone, prompts: Sequence[Prompt]) -> list[LogProbs]:
+    """What the model holds of every place in gaps of known length, all of them masked at once; nothing is drawn.
+
+    Returns:
+        Of each prompt [place 20]: log of the chance of each of AMINO_ACIDS among all the model's words, nats.
+
+    Raises:
+        ConfigError, SequenceError: as `unmask`; or a gap without a length of its own.
+    """
+    require_mask(model)
+    for number, prompt in enumerate(prompts):
+        if any(gap.shortest != gap.longest for gap in prompt.gaps):
+            raise ConfigError(f"prompt {number + 1}: {prompt} has a gap whose length is not known; write it as [5]")
+    rng = np.random.default_rng(0)  # draws lengths, of which there is one
+    templates = [_template(model, f"prompt {i + 1}", prompt, rng, None) for i, prompt in enumerate(prompts)]
+    compute = partial(_log_probs, model, torch.from_numpy(_amino_acids(model)).to(model.device))
+    answers = run(model, [template.example for template in templates], compute)
+    return [said[template.tokens] for template, (_, said) in zip(templates, answers, strict=True)]
+
+
 def require_mask(model: Backbone) -> None:
     """Refuse a model that cannot fill gaps.
 

@@ -11,8 +11,10 @@ from pyhmmer.easel import Alphabet, TextMSA, TextSequence
 from pyhmmer.plan7 import Background, Builder
 
 from examples import infill_families as example
+from examples import infill_hmms
 from examples.infill_figures import difference, judged
 from generate.membership import bit_scores
+from generate.unmasking import marginals
 from xtrimo import checkpoint
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.fasta import Record, write_fasta
@@ -61,7 +63,7 @@ def test_a_tag_stands_in_front() -> None:
 def test_columns_by_hand() -> None:
     #                         hmm column     2 3 . 4 5 6        residue   5 6 7 8 - 9
     alignment = SimpleNamespace(hmm_from=3, hmm_sequence="ab.cde", target_from=6, target_sequence="ABxC-E")
-    assert example._columns(alignment) == {5: 2, 6: 3, 8: 4, 9: 6}
+    assert infill_hmms._columns(alignment) == {5: 2, 6: 3, 8: 4, 9: 6}
 
 
 def test_spans_are_inside_of_the_envelope_and_the_same_each_time(hmms: Sequence[Any], members: list[Record]) -> None:
@@ -84,6 +86,25 @@ def test_the_consensus_is_that_of_the_columns_that_are_hidden(hmms: Sequence[Any
             span = example.Span(member, "toy", core + start)
             assert example.consensus(span, hmms) == hmms[0].consensus[start : start + 20].upper()
     assert example.consensus(example.Span(Record("p", "W" * 40), "toy", 5), hmms) == "L" * 20
+
+
+def test_the_model_and_the_hmm_speak_together(hmms: Sequence[Any], members: list[Record], monkeypatch: Any) -> None:
+    """Against products by hand; without a hit the model speaks alone."""
+    member = members[0]
+    span = example.Span(member, "toy", len(member.sequence) - 60 - 3 + 25)
+    stranger = example.Span(Record("p", "W" * 40), "toy", 5)
+    model = GLM(toy_config(), seed=0).eval()
+    held = marginals(model, [span.prompt, stranger.prompt])
+    rows = np.array([hmms[0].match_emissions[26 + place] for place in range(20)])
+    chances = dict(zip(hmms[0].alphabet.symbols, rows.T, strict=False))
+    expected = ""
+    for place in range(20):
+        product = {
+            letter: np.exp(held[0][place, i]) * chances[letter][place] ** 1.5 for i, letter in enumerate(AMINO_ACIDS)
+        }
+        expected += max(product, key=lambda letter: product[letter])
+    alone = "".join(AMINO_ACIDS[i] for i in held[1].argmax(1))
+    assert example.guided(model, [span, stranger], hmms) == [expected, alone]
 
 
 def test_letters_alone() -> None:
@@ -134,7 +155,7 @@ def test_the_command_writes_its_page(
     checkpoint.save(GLM(toy_config(), seed=0), tmp_path / "model")
     arguments = [
         str(tmp_path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--spans", "3",
-        "--draws", "2", "--by", "smask", "mlm", "ends",
+        "--draws", "2", "--by", "smask", "mlm", "ends", "guided",
     ]  # fmt: skip
     assert example.main(arguments) == 0
     page = (tmp_path / "out/infilling.md").read_text()
@@ -144,6 +165,7 @@ def test_the_command_writes_its_page(
     assert {"smask - mlm, drawn", "smask - ends, likeliest"} <= rows.keys()
     assert rows["smask"].count("(") == rows["composition"].count("(") == 6 and rows["consensus"].count("(") == 2
     assert rows["ends"].count("(") == 2 and "16 drafts from each" in page
+    assert rows["guided"].count("(") == 2 and "to the power of 1.5" in page
     assert (tmp_path / "out/infilling.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="0 members have a span"):
         example.main([*arguments, "--families", "other"])

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from generate.prompt import Prompt, parse
-from generate.unmasking import Unmasked, UnmaskingConfig, iter_unmasked, num_decided, unmask
+from generate.unmasking import Unmasked, UnmaskingConfig, iter_unmasked, marginals, num_decided, unmask
 from xtrimo import antiberty
 from xtrimo.attention import Attend
 from xtrimo.errors import ConfigError, SequenceError
@@ -174,6 +174,20 @@ def test_one_gap_of_one_residue_is_the_argmax_under_a_mask_and_its_pseudo_likeli
         (scored,) = score(glm, [protein.sequence], method="pseudo")
         assert protein.nll == pytest.approx(float(scored.residue_nll[i]), abs=1e-4)
         assert (protein.number, protein.places, protein.rounds) == (places.index(i), (i,), 1)
+
+
+def test_marginals_are_what_one_round_draws_from(glm: GLM) -> None:
+    """The likeliest letters are those of one round at temperature 0, its nats the marginals' at them."""
+    prompts = [parse("MKT[3]AYI[2]GGH"), parse("[4]WWK")]
+    for prompt, held in zip(prompts, marginals(glm, prompts), strict=True):
+        places = sum(gap.shortest for gap in prompt.gaps)
+        assert held.shape == (places, 20) and np.exp(held).sum(1).max() < 1  # other words have some chance
+        (once,) = unmask(glm, [prompt], UnmaskingConfig(rounds=1, temperature=0.0))
+        drawn = [once.sequence[place] for place in once.places]
+        assert drawn == [AMINO_ACIDS[letter] for letter in held.argmax(1)]
+        assert once.nll == pytest.approx(-held.max(1).mean(), rel=1e-5)
+    with pytest.raises(ConfigError, match=r"prompt 2: .*\[2..3\].* length is not known"):
+        marginals(glm, [prompts[0], parse("MK[2..3]A")])
 
 
 def test_tags_stand_in_front_as_in_training() -> None:
