@@ -19,8 +19,8 @@ the share of the residues that are the true ones, and the bits that the protein 
 
 All but ends, guided and consensus fill twice: drawn, as the model holds it (temperature 1, or --temperature), and
 likeliest (temperature 0); with --draws 16 a third time, chosen: of 16 that are drawn the one that the family's HMMs
-score best. A model that was tuned on families reads the tag of each in front of its protein with --tag family. Intervals
-are bootstrap over proteins, paired where ways are compared. Figures and page: infill_figures.py.
+score best. A model that was tuned on families reads the tag of each in front of its protein with --tag family.
+Intervals are bootstrap over proteins, paired where ways are compared. Figures and page: infill_figures.py.
 """
 
 import logging
