@@ -16,7 +16,7 @@ of the longest training member.
 
 Controls: samples without a tag, and those of each tag taken for members of the next family. The tuned model also fills
 spans of 20 residues in held-out members behind their tags (infill_families.py): by smask and by mlm drawn with the same
-temperature, likeliest, and the best of 16 by the family's HMMs, which judge it too; and from both ends.
+temperature, likeliest, and the best of 16 by the family's HMMs, which judge it too; from both ends; and by mlm and HMM.
 """
 
 import logging

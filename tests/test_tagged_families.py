@@ -13,7 +13,7 @@ from Bio.Align import PairwiseAligner, substitution_matrices
 
 from examples import tagged_families as example
 from examples import tagged_figures
-from examples.infill_figures import Filling
+from examples.infill_figures import MODEL_WAYS, Filling
 from generate import sampler
 from generate.judge_report import Judgement
 from generate.measures import GENERATED, HELD_OUT, Finding
@@ -220,11 +220,11 @@ def test_the_page_and_its_pictures(run: Run) -> None:
     for heading in ("Families on request", "What the tag does", "Infilling of held-out family members"):
         assert f"# {heading}\n" in run.page
     assert "longest training member were kinase 25%, lyase 25%." in run.page and "<family=..> in front" in run.page
-    assert run.page.count("**met**") + run.page.count("**short**") == 3 * 5 + 14
+    assert run.page.count("**met**") + run.page.count("**short**") == 3 * 5 + 16
     for name in ("tagged_families.png", "infilling.png"):
         assert f"({name})" in run.page and (run.out / name).read_bytes().startswith(b"\x89PNG")
     assert (run.out / "judge/kinase/judge.md").exists()
-    assert len(run.results["infilling"]) == 14 and all(f"| {way} |" in run.page for way in ("smask", "mlm", "ends"))
+    assert len(run.results["infilling"]) == 16 and all(f"| {way} |" in run.page for way in MODEL_WAYS)
 
 
 def test_infilling_by_hand() -> None:
