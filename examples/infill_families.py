@@ -10,7 +10,7 @@ the share of the residues that are the true ones, and the bits that the protein 
 
     smask        blank filling: the span written from N to C, all around it in view
     mlm          the same model, by its masks: the span decided in rounds
-    ends         the same model, by gmask: drafts from both ends, and of these the one with which the model finds the
+    ends         the same model, by gmask: drafts from both ends, mended, and the one with which the model finds the
                  whole protein likeliest (infill_from_ends.py); it chooses by itself, so it fills but once, likeliest
     guided       mlm with the family's best HMM as a second voice: the chances that both give a residue, multiplied
     composition  letters by their shares in the sample: knows nothing of the protein
@@ -282,14 +282,14 @@ def about(options: Options) -> str:
     """What a reader of the page has to know, on settings."""
     mlm = f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
     ends = f" ends: {DRAFTS} drafts from each, drawn at that temperature, and the likeliest one of each."
-    guided = f" guided: all of a span at once, the HMM's chances to the power of {HMM_WEIGHT:g}."
+    two = f" guided: all of a span at once, the HMM's chances to the power of {HMM_WEIGHT:g}."
     chosen = f" {CHOSEN}: of {options.draws} that are drawn the one of most bits."
     return (
         f"By seed {options.seed} inside of the HMM's envelope; model {options.model}"
         f"{f', <{options.tag}=..> in front' if options.tag else ''}. {DRAWN}: at temperature"
         f" {options.temperature:g}, floors by their shares; {LIKELIEST}: temperature 0."
         f"{chosen if options.draws else ''}{mlm if 'mlm' in options.by else ''}{ends if 'ends' in options.by else ''}"
-        f"{guided if 'guided' in options.by else ''}"
+        f"{two if 'guided' in options.by else ''}"
     )
 
 

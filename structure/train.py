@@ -71,7 +71,7 @@ def train_fold(options: TrainFoldOptions) -> dict[str, Any]:
     facts = FoldFacts(config=config, lm=options.model if lm else "", lm_hash=fingerprint(lm) if lm else "",
                       lm_layers=layers)  # fmt: skip
     model = _begun(facts, options)
-    if finished := claim(options.out, _settings(options, facts, split) | _start(model, options)):
+    if finished := claim(options.out, _settings(options, facts, split, model)):
         return finished
     reader = _cached_reader(split, lm, facts, options)
     del lm  # its states are in a file now
@@ -222,10 +222,6 @@ def _told(options: TrainFoldOptions) -> dict[str, Any]:
     return {"data": options.data.name, "crop_length": options.crop_length} | began
 
 
-def _start(model: FoldModel, options: TrainFoldOptions) -> dict[str, str]:
-    return {"start_weights": fingerprint_of(model, {}) if options.start_from else ""}
-
-
 def _cached_reader(split: Split, lm: Backbone | None, facts: FoldFacts, options: TrainFoldOptions) -> Reader:
     """A reader of the file of all chains' states, which is computed first if need be."""
     if lm is None:
@@ -239,12 +235,13 @@ def _cached_reader(split: Split, lm: Backbone | None, facts: FoldFacts, options:
     return Reader(cached_states(folder, lm, key, chains, num_maps=facts.config.num_lm_maps), facts.config)
 
 
-def _settings(options: TrainFoldOptions, facts: FoldFacts, split: Split) -> dict[str, Any]:
+def _settings(options: TrainFoldOptions, facts: FoldFacts, split: Split, model: FoldModel) -> dict[str, Any]:
     """All that decides the result."""
     asked = {name: getattr(options, name) for name in options.__slots__ if name not in FREE}
     known = asdict(facts)
     del known["config"]["lddt_temperature"]  # which training finds
-    return {**asked, **known, "chains": _fingerprint(split)}
+    began = fingerprint_of(model, {}) if options.start_from else ""
+    return {**asked, **known, "chains": _fingerprint(split), "start_weights": began}
 
 
 def _fingerprint(split: Split) -> str:
