@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor, nn
 
+from generate.substitutions import substituted
 from xtrimo import batch
 from xtrimo.attention import within
+from xtrimo.clustering import cluster
 from xtrimo.command import ModelOptions
 from xtrimo.config import GLMConfig
 from xtrimo.errors import ConfigError
@@ -29,7 +31,7 @@ from xtrimo.intervals import Estimate, bootstrap_ratio
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example, tagged
 from xtrimo.packing import pack
-from xtrimo.tokens import encode_residues
+from xtrimo.tokens import Tokenizer, encode_residues
 
 Purpose = Literal["writing", "filling"]
 SHARES: dict[Purpose, dict[str, float]] = {
@@ -39,7 +41,9 @@ SHARES: dict[Purpose, dict[str, float]] = {
 """Of the examples, for writing as in pretraining; of a model that has fewer objectives, they share alike."""
 MASKED_SPANS: dict[Purpose, float] = {"writing": 0.0, "filling": 0.8}
 """Share of the mlm examples that hide whole spans."""
-_TAGGED, _REPLAY = 0, 1  # random streams
+_TAGGED, _REPLAY, _PLACES = 0, 1, 2  # random streams
+IDENTITY, COVERAGE = 0.3, 0.7
+"""Of the clusters that `balanced` looks at: relatives, far ones too, that align over most of their length."""
 _HELD_OUT = 20  # one in so many proteins, where headers do not say
 
 
@@ -58,9 +62,9 @@ class Mix:
     """The examples of each step: a pure function of seed and step."""
 
     subjects: Sequence[Subject]
-    """Tagged proteins; each comes once an epoch."""
+    """Tagged proteins."""
     replay: Sequence[Subject]
-    """Untagged ones, likewise."""
+    """Untagged ones; each comes once an epoch."""
     config: GLMConfig
     """Of the model: its objectives and directions."""
     batch_size: int
@@ -73,6 +77,10 @@ class Mix:
     """Of all draws."""
     purpose: Purpose = "writing"
     """What most examples teach."""
+    chances: Float64[np.ndarray, "subject"] | None = None
+    """Of each tagged protein to be drawn; if None, each comes once an epoch."""
+    substitutions: float = 0.0
+    """Up to this share of what is shown of a tagged protein is replaced; see `substituted`."""
 
     def __call__(self, step: int) -> list[Example]:
         """The examples of step 0, 1, ..."""
@@ -82,14 +90,23 @@ class Mix:
         return [
             self.example(subjects[place], np.random.default_rng([self.seed, stream, step, i]))
             for stream, subjects, num in parts
-            for i, place in enumerate(in_epochs([self.seed, stream], len(subjects), step * num, num))
+            for i, place in enumerate(self._places(stream, len(subjects), step, num))
         ]
+
+    def _places(self, stream: int, num_subjects: int, step: int, num: int) -> list[int]:
+        """Who comes in a step."""
+        if stream == _REPLAY or self.chances is None:
+            return in_epochs([self.seed, stream], num_subjects, step * num, num)
+        rng = np.random.default_rng([self.seed, _PLACES, step])
+        return rng.choice(num_subjects, num, p=self.chances).tolist()
 
     def example(self, subject: Subject, rng: np.random.Generator) -> Example:
         """One example of a protein."""
         names = [name for name in OBJECTIVES if name in self.config.objectives]
         shares = np.array([SHARES[self.purpose][name] for name in names])
         example = _drawn(subject, str(rng.choice(names, p=shares / shares.sum())), rng, self.config, self.purpose)
+        if len(subject.tags):
+            example = substituted(example, self.substitutions, rng)
         kept = rng.random(len(subject.tags)) >= self.drop_ratio * (len(subject.tags) > 1)
         return example if rng.random() < self.drop_ratio else tagged(example, subject.tags[kept])
 
@@ -102,6 +119,22 @@ def in_epochs(seed: Sequence[int], num_items: int, first: int, num: int) -> list
         order = np.random.default_rng([*seed, epoch]).permutation(num_items)
         places += order[at : at + num - len(places)].tolist()
     return places
+
+
+def balanced(subjects: Sequence[Subject], balance: float) -> Float64[np.ndarray, "subject"] | None:
+    """Chances of proteins to be drawn by which clusters come up evenly, 1, as their sizes are, 0, or in between.
+
+    A cluster comes up by its size to the power of 1 - balance (exponential smoothing, as of the languages of a
+    multilingual model), and a protein by that over the cluster's size. None for 0: all alike.
+    """
+    if not balance:
+        return None
+    letters = Tokenizer()
+    proteins = [letters.decode(subject.residues) for subject in subjects]
+    stands = cluster(proteins, IDENTITY, COVERAGE, "more of them are by themselves")
+    _, members, sizes = np.unique(stands, return_inverse=True, return_counts=True)
+    shares = sizes[members].astype(np.float64) ** -balance
+    return shares / shares.sum()
 
 
 def room(config: GLMConfig, num_tags: int) -> int:

@@ -9,7 +9,6 @@ a network from scratch gets no pull on what lies far away.
 """
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +19,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from structure.openfold import constants
-from xtrimo import mmseqs
 from xtrimo.chains import Chain, is_bonded, read_chains
+from xtrimo.clustering import cluster
 from xtrimo.errors import ConfigError, DataError
-from xtrimo.log import warn_once
-from xtrimo.sketch import cluster_by_words
-
-logger = logging.getLogger(__name__)
 
 NUM_SLOTS = 14
 SHORTEST = 16  # residues
@@ -178,7 +173,7 @@ def split_names(chains: Sequence[Chain], *, valid_ratio: float, test_ratio: floa
             )
         return given
     sequences = [chain.sequence for chain in chains]
-    stands = _clusters(sequences).tolist()
+    stands = cluster(sequences, IDENTITY, COVERAGE, "a held-out chain may have some in training").tolist()
     ranked = sorted({sequences[number] for number in stands}, key=_hash)
     edges = [_hash(sequence) for sequence in ranked]
     num_valid = _share(edges, valid_ratio, len(ranked) - 1)
@@ -190,17 +185,6 @@ def split_names(chains: Sequence[Chain], *, valid_ratio: float, test_ratio: floa
 def _share(hashes: list[float], ratio: float, most: int) -> int:
     """How many of the clusters, in the order of their hashes, a ratio takes: at least one if it is not 0."""
     return min(max(sum(value < ratio for value in hashes), int(ratio > 0)), most)
-
-
-def _clusters(sequences: list[str]) -> Int64[np.ndarray, "chain"]:
-    if mmseqs.is_installed():
-        return mmseqs.cluster(sequences, IDENTITY, COVERAGE)
-    warn_once(
-        logger,
-        "mmseqs2 is not installed: chains are clustered by common 5-mers, which misses relatives under 40 % identity,"
-        " so that a held-out chain may have some in training",
-    )
-    return cluster_by_words(sequences, IDENTITY, COVERAGE)
 
 
 def _hash(sequence: str) -> float:

@@ -16,7 +16,7 @@ import xtrimo
 from generate import finetune, sample
 from generate.finetune import TuningOptions, main, tune
 from generate.tuning import Subject, held_out, mean_nats
-from xtrimo import checkpoint
+from xtrimo import checkpoint, mmseqs
 from xtrimo.errors import ConfigError, DataError
 from xtrimo.fasta import Record, read_fasta, write_fasta
 from xtrimo.model import GLM
@@ -132,8 +132,9 @@ def test_a_tuned_model_is_tuned_on(tuned: tuple[GLM, dict[str, Any], Path]) -> N
 
 
 def test_a_killed_run_ends_in_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = dict(steps=6, validate_every=3)
+    changes = dict(steps=6, validate_every=3, balance=0.5, substitutions=0.2)
     monkeypatch.setattr(finetune, "SAVE_EVERY", 2)
+    monkeypatch.setattr(mmseqs, "is_installed", lambda: False)  # its start takes seconds
     tune(options(tmp_path, "unbroken", **changes))
     asked = options(tmp_path, "killed", **changes)
     whole = finetune.Mix.__call__
@@ -202,6 +203,10 @@ def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
         options(tmp_path, "out", replay=tmp_path / "replay.fasta", replay_ratio=0.99)
     with pytest.raises(ConfigError, match="drop_ratio is 1"):
         options(tmp_path, "out", drop_ratio=1.0)
+    with pytest.raises(ConfigError, match="substitutions is -0.1; it must be at least 0 and below 1"):
+        options(tmp_path, "out", substitutions=-0.1)
+    with pytest.raises(ConfigError, match="balance is 1.5; it must be from 0 to 1"):
+        options(tmp_path, "out", balance=1.5)
     with pytest.raises(ConfigError, match="no tag of family is had by 39 proteins"):  # 40 with those of split=test
         tune(options(tmp_path, "out", least=39))
     write_fasta(tmp_path / "all.fasta", [Record(f"p{i}", "MK", "family=a split=train") for i in range(20)])

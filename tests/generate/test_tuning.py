@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from generate.tuning import MASKED_SPANS, SHARES, Mix, Subject, held_out, in_epochs, loss, mean_nats, room
+from generate.tuning import (
+    MASKED_SPANS,
+    SHARES,
+    Mix,
+    Subject,
+    balanced,
+    held_out,
+    in_epochs,
+    loss,
+    mean_nats,
+    room,
+)
+from xtrimo import mmseqs
 from xtrimo.config import GLMConfig
 from xtrimo.model import GLM
 from xtrimo.objectives import IGNORE, OBJECTIVES, Example, Fragment, ObjectiveConfig, make_example
@@ -67,6 +79,33 @@ def test_shares_tags_and_replay(name: str) -> None:
     for example in examples:  # in front of all else, <rev> included
         found = np.flatnonzero(example.tokens > REV)
         assert found.tolist() == list(range(len(found)))
+
+
+def test_clusters_come_up_evenly_or_by_their_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmseqs, "is_installed", lambda: False)
+    many, (rare,) = subjects(1, FIRST_TAG) * 9, subjects(1, FIRST_TAG, seed=5)
+    assert balanced([*many, rare], 0) is None
+    assert balanced([*many, rare], 1) == pytest.approx([1 / 18] * 9 + [1 / 2])
+    chances = balanced([*many, rare], 0.5)
+    assert chances == pytest.approx([1 / 12] * 9 + [1 / 4])  # 9 to the power of 1/2, to 1
+    drawn = mix(subjects=[*many, rare], chances=chances, replay=subjects(1, seed=7), batch_size=40, drop_ratio=0)
+    lengths = [len(group) for group in (many[0].residues, rare.residues)]
+    assert lengths[0] != lengths[1]
+    first = drawn(3)
+    assert [content(e) for e in first] == [content(e) for e in drawn(3)] != [content(e) for e in drawn(4)]
+    tagged = [e for step in range(60) for e in drawn(step) if FIRST_TAG in e.tokens]
+    assert len(tagged) == 60 * 30  # what is replayed is not touched
+    masked = [e for e in tagged if e.objective == "mlm"]
+    assert np.mean([len(e.tokens) == lengths[1] + 2 for e in masked]) == pytest.approx(1 / 4, abs=0.05)
+
+
+def test_tagged_proteins_are_shown_with_substitutions_and_asked_as_they_are() -> None:
+    plain, other = mix(batch_size=40, drop_ratio=0), mix(batch_size=40, drop_ratio=0, substitutions=0.5)
+    for one, two in zip(plain(0), other(0), strict=True):
+        assert (one.labels == two.labels).all()
+        assert FIRST_TAG in one.tokens or content(one) == content(two)
+    pairs = [pair for step in range(5) for pair in zip(plain(step), other(step), strict=True)]
+    assert np.mean([(one.tokens != two.tokens).any() for one, two in pairs]) > 0.5
 
 
 def test_filling_is_taught_by_masks_over_whole_spans() -> None:
