@@ -12,12 +12,13 @@ the share of the residues that are the true ones, and the bits that the protein 
     mlm          the same model, by its masks: the span decided in rounds
     ends         the same model, by gmask: drafts from both ends, mended, and the one with which the model finds the
                  whole protein likeliest (infill_from_ends.py); it chooses by itself, so it fills but once, likeliest
+    ends+mlm     the same, what mlm holds of the span being a third expert beside the two directions
     guided       mlm with the family's best HMM as a second voice: the chances that both give a residue, multiplied
     composition  letters by their shares in the sample: knows nothing of the protein
     3-gram       each letter given the two before it: knows what stands on the left
     consensus    what the family's best HMM finds likeliest in these columns: it has seen the family's training members
 
-All but ends, guided and consensus fill twice: drawn, as the model holds it (temperature 1, or --temperature), and
+smask, mlm, composition and 3-gram fill twice: drawn, as the model holds it (temperature 1, or --temperature), and
 likeliest (temperature 0); with --draws 16 a third time, chosen: of 16 that are drawn the one that the family's HMMs
 score best. A model that was tuned on families reads the tag of each in front of its protein with --tag family.
 Intervals are bootstrap over proteins, paired where ways are compared. Figures and page: infill_figures.py.
@@ -40,6 +41,7 @@ from examples.infill_figures import (
     CONSENSUS,
     DRAWN,
     FILLERS,
+    FROM_ENDS,
     LENGTH,
     LIKELIEST,
     Filler,
@@ -48,7 +50,7 @@ from examples.infill_figures import (
     judged,
     report,
 )
-from examples.infill_from_ends import DRAFTS, by_ends, writer
+from examples.infill_from_ends import DRAFTS, MASKS_WEIGHT, by_ends, writer
 from examples.infill_hmms import best_match, emissions, spelled
 from generate.controls import trigram_table
 from generate.infilling import infill
@@ -60,6 +62,7 @@ from xtrimo.backbone import Backbone, load
 from xtrimo.errors import DataError
 from xtrimo.fasta import Record, read_fasta
 from xtrimo.log import configure
+from xtrimo.model import GLM
 from xtrimo.pages import Section, to_markdown
 from xtrimo.tokens import AMINO_ACIDS, FIRST_RESIDUE, encode_residues
 from xtrimo.trigrams import EDGE
@@ -145,6 +148,13 @@ def guided(model: Backbone, spans: Sequence[Span], hmms: Sequence[Any]) -> list[
     return fills
 
 
+def fill_from_ends(model: GLM, spans: Sequence[Span], with_masks: bool, options: "Options") -> list[str]:
+    """The likeliest from both ends, mlm being a third expert or not."""
+    held = marginals(model, [span.prompt for span in spans]) if with_masks else [None] * len(spans)
+    write = partial(by_ends, model, temperature=options.temperature, seed=options.seed)
+    return [span.hidden(write(span.prompt, held=own)) for span, own in zip(spans, held, strict=True)]
+
+
 def by_trigrams(span: Span, table: Table, temperature: float, rng: np.random.Generator) -> str:
     """Left to right, each residue given the two before it, the first ones those of the protein."""
     words = [EDGE, EDGE, *encode_residues("A" + span.protein.sequence[: span.start])[1:].tolist()]
@@ -206,24 +216,23 @@ def fill_all(
     """Way, mood and the residues of each span."""
     letters = sample_letters(sample), trigram_table(sample)
     fillers = [way for way in FILLERS if way in options.by]
-    from_ends = writer(model) if "ends" in options.by else None
+    ends = {way: writer(model) for way in FROM_ENDS if way in options.by}
     for mood, temperature in ((DRAWN, options.temperature), (LIKELIEST, 0.0)):
         logger.info("filling, %s", mood)
         fills = fill_once(model, spans, letters, fillers, temperature, options.seed)
         yield from ((way, mood, own) for way, own in fills.items())
     if "guided" in options.by:
         yield "guided", LIKELIEST, guided(model, spans, hmms)
-    if from_ends is not None:
-        logger.info("filling from both ends")
-        proteins = (by_ends(from_ends, span.prompt, options.temperature, options.seed) for span in spans)
-        yield "ends", LIKELIEST, [span.hidden(protein) for span, protein in zip(spans, proteins, strict=True)]
+    for way, from_ends in ends.items():
+        logger.info("filling, %s", way)
+        yield way, LIKELIEST, fill_from_ends(from_ends, spans, way == "ends+mlm", options)
     yield CONSENSUS, LIKELIEST, [consensus(span, [hmms[i] for i in of_family(hmms, span.family)]) for span in spans]
     if options.draws:
         logger.info("filling %d times", options.draws)
         seeds = range(options.seed + 1, options.seed + 1 + options.draws)
         drawn = [fill_once(model, spans, letters, fillers, options.temperature, seed) for seed in seeds]
-        for way in drawn[0]:
-            yield way, CHOSEN, choose(spans, hmms, [fills[way] for fills in drawn])
+        for filler in drawn[0]:
+            yield filler, CHOSEN, choose(spans, hmms, [fills[filler] for fills in drawn])
 
 
 def choose(spans: Sequence[Span], hmms: Sequence[Any], drawn: Sequence[Sequence[str]]) -> list[str]:
@@ -280,16 +289,22 @@ class Options:
 
 def about(options: Options) -> str:
     """What a reader of the page has to know, on settings."""
-    mlm = f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first."
-    ends = f" ends: {DRAFTS} drafts from each, drawn at that temperature, and the likeliest one of each."
-    two = f" guided: all of a span at once, the HMM's chances to the power of {HMM_WEIGHT:g}."
-    chosen = f" {CHOSEN}: of {options.draws} that are drawn the one of most bits."
+    said = {
+        f" {CHOSEN}: of {options.draws} that are drawn the one of most bits.": options.draws,
+        f" mlm takes {ROUNDS} rounds, in random order where it draws, else the surest first.": "mlm" in options.by,
+        f" ends: {DRAFTS} drafts from each, drawn at that temperature, and the likeliest one of each.": (
+            set(FROM_ENDS) & set(options.by)
+        ),
+        f" ends+mlm: what mlm holds, all of a span at once, to the power of {MASKS_WEIGHT:g}.": (
+            "ends+mlm" in options.by
+        ),
+        f" guided: all of a span at once, the HMM's chances to the power of {HMM_WEIGHT:g}.": "guided" in options.by,
+    }
     return (
         f"By seed {options.seed} inside of the HMM's envelope; model {options.model}"
         f"{f', <{options.tag}=..> in front' if options.tag else ''}. {DRAWN}: at temperature"
         f" {options.temperature:g}, floors by their shares; {LIKELIEST}: temperature 0."
-        f"{chosen if options.draws else ''}{mlm if 'mlm' in options.by else ''}{ends if 'ends' in options.by else ''}"
-        f"{two if 'guided' in options.by else ''}"
+        f"{''.join(sentence for sentence, is_there in said.items() if is_there)}"
     )
 
 

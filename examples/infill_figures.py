@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 LENGTH = 20
 MOODS = DRAWN, LIKELIEST, CHOSEN = "drawn", "likeliest", "chosen"
 Filler = Literal["smask", "mlm"]
-ModelWay = Filler | Literal["ends", "guided"]
+FromEnds = Literal["ends", "ends+mlm"]
+ModelWay = Filler | FromEnds | Literal["guided"]
 FILLERS: tuple[Filler, ...] = ("smask", "mlm")
-MODEL_WAYS: tuple[ModelWay, ...] = (*FILLERS, "ends", "guided")
+FROM_ENDS: tuple[FromEnds, ...] = ("ends", "ends+mlm")
+MODEL_WAYS: tuple[ModelWay, ...] = (*FILLERS, *FROM_ENDS, "guided")
 FLOORS = ("composition", "3-gram")
 CONSENSUS = "consensus"
 WAYS = (*MODEL_WAYS, *FLOORS, CONSENSUS)

@@ -10,6 +10,8 @@ before it, the other p(x | right). If the sides tell of x independently, both to
     p(x | left, right)  ~  p(x | left) p(x | right) / p(x)        a product of experts (Hinton 2002)
 
 With the likeliest letter at each place the draft is read anew, some times; whatever comes up takes part in the choice.
+
+What the model holds of the span by its masks, which see both sides at once, can be a third expert.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +19,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from examples.infill_hmms import spelled
 from generate.preferences import answer, choices_of, measured
 from generate.prompt import Fixed, Gap, Prompt
 from generate.sampler import sample
@@ -33,6 +36,7 @@ from xtrimo.tokens import AMINO_ACIDS
 
 DRAFTS = 16  # from each end, and the likeliest next residues, one after the other
 MENDED, READINGS = 6, 5  # of the drafts the likeliest; times each is read, at most
+MASKS_WEIGHT = 3.0  # of mlm as a third expert: of 0 to 4 the one that fills spans of validation members best
 ENDS: tuple[Direction, ...] = ("forward", "reverse")
 
 
@@ -47,29 +51,48 @@ def writer(model: Backbone) -> GLM:
     raise ConfigError("filling from both ends takes a model that was trained on gmask from N to C and from C to N")
 
 
-def by_ends(model: GLM, prompt: Prompt, temperature: float, seed: int) -> str:
+def by_ends(
+    model: GLM, prompt: Prompt, temperature: float, seed: int, held: Float[np.ndarray, "place 20"] | None = None
+) -> str:
     """The whole protein, filled.
 
     Args:
         prompt: residues, one gap of a known length, and residues; those of one side may lack.
         temperature: of the drafts.
         seed: of the drafts.
+        held: by mlm, log of the chance of each of AMINO_ACIDS in the gap, which then is a third expert: it adds a
+            draft, and has its say to the power of MASKS_WEIGHT in mending and in the choice.
     """
     before, behind = sides(prompt)
-    drafts = sorted({protein for end in ENDS for protein in drafted(model, prompt, end, temperature, seed)})
-    read = partial(log_likelihoods, model, Prompt((Gap(0, None),), prompt.tags))
-    nats = dict(zip(drafts, read(drafts), strict=True))
-    newest, usual = sorted(drafts, key=lambda draft: nats[draft])[-MENDED:], None
+    drafts = {protein for end in ENDS for protein in drafted(model, prompt, end, temperature, seed)}
+    if held is not None:
+        drafts.add(before + spelled(held) + behind)
+    worth = partial(_worth, model, prompt, held)
+    nats = worth(sorted(drafts))
+    newest, usual = sorted(nats, key=lambda draft: nats[draft])[-MENDED:], None
     for _ in range(READINGS):
         said = [letters(model, prompt, newest, end) for end in ENDS]
         usual = np.log(np.exp(said).mean((0, 1, 2))) if usual is None else usual  # p(x), of the first drafts
-        likeliest = (sum(said) - usual).argmax(-1)
-        mended = {before + "".join(AMINO_ACIDS[letter] for letter in row) + behind for row in likeliest}
+        together = sum(said) - usual + (0 if held is None else MASKS_WEIGHT * held - usual)
+        mended = {before + spelled(each) + behind for each in together}
         newest = sorted(mended - nats.keys())
         if not newest:
             break
-        nats |= zip(newest, read(newest), strict=True)
+        nats |= worth(newest)
     return max(nats, key=lambda protein: nats[protein])
+
+
+def _worth(
+    model: GLM, prompt: Prompt, held: Float[np.ndarray, "place 20"] | None, proteins: Sequence[str]
+) -> dict[str, float]:
+    """Of each protein, what the choice is made by: its log-likelihood, and what is held of its letters in the gap."""
+    nats = log_likelihoods(model, Prompt((Gap(0, None),), prompt.tags), proteins)
+    if held is not None:
+        start = len(sides(prompt)[0])
+        gaps = [protein[start : start + len(held)] for protein in proteins]
+        rows = np.array([[AMINO_ACIDS.index(letter) for letter in gap] for gap in gaps])
+        nats = nats + MASKS_WEIGHT * held[np.arange(len(held)), rows].sum(1)
+    return dict(zip(proteins, nats.tolist(), strict=True))
 
 
 def _place(prompt: Prompt) -> int:

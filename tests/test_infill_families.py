@@ -155,7 +155,7 @@ def test_the_command_writes_its_page(
     checkpoint.save(GLM(toy_config(), seed=0), tmp_path / "model")
     arguments = [
         str(tmp_path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--spans", "3",
-        "--draws", "2", "--by", "smask", "mlm", "ends", "guided",
+        "--draws", "2", "--by", "smask", "mlm", "ends", "ends+mlm", "guided",
     ]  # fmt: skip
     assert example.main(arguments) == 0
     page = (tmp_path / "out/infilling.md").read_text()
@@ -165,6 +165,7 @@ def test_the_command_writes_its_page(
     assert {"smask - mlm, drawn", "smask - ends, likeliest"} <= rows.keys()
     assert rows["smask"].count("(") == rows["composition"].count("(") == 6 and rows["consensus"].count("(") == 2
     assert rows["ends"].count("(") == 2 and "16 drafts from each" in page
+    assert rows["ends+mlm"].count("(") == 2 and "to the power of 3." in page
     assert rows["guided"].count("(") == 2 and "to the power of 1.5" in page
     assert (tmp_path / "out/infilling.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="0 members have a span"):

@@ -1,5 +1,6 @@
 """Filling from both ends, by a model that knows three proteins by heart, of which neither side alone tells the span."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from xtrimo.config import Direction
 from xtrimo.errors import ConfigError
 from xtrimo.model import GLM
 from xtrimo.testing import toy_config, toy_sequences
-from xtrimo.tokens import FIRST_RESIDUE
+from xtrimo.tokens import AMINO_ACIDS, FIRST_RESIDUE
 
 LEFT, OTHER_LEFT, RIGHT, OTHER_RIGHT = toy_sequences(4, seed=1, min_length=8, max_length=8)
 SPAN, AFTER_LEFT, BEFORE_RIGHT = toy_sequences(3, seed=2, min_length=20, max_length=20)
@@ -49,6 +50,33 @@ def test_a_draft_with_slips_is_mended(model: GLM, monkeypatch: pytest.MonkeyPatc
     assert example.by_ends(model, prompt, 1.0, seed=0) == PROTEINS[0]
     monkeypatch.setattr(example, "READINGS", 0)
     assert example.by_ends(model, prompt, 1.0, seed=0) == draft
+
+
+def test_a_third_expert_has_its_say(model: GLM) -> None:
+    """One that holds all letters alike changes nothing; one that is sure prevails, with a draft that no end wrote."""
+    prompt = parse(f"<family=toy>{LEFT}[20]{RIGHT}")
+    alike = np.full((20, 20), -np.log(20))
+    assert example.by_ends(model, prompt, 1.0, seed=0, held=alike) == PROTEINS[0]
+    other = "WCWYHPDKLMNQRSTVAEFG"
+    sure = np.full((20, 20), -100.0)
+    sure[range(20), [AMINO_ACIDS.index(letter) for letter in other]] = 0
+    assert example.by_ends(model, prompt, 1.0, seed=0, held=sure) == LEFT + other + RIGHT
+
+
+def test_a_third_expert_mends(model: GLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one place the ends agree on a letter, and it holds another so surely that the likeliest protein has that."""
+    prompt = parse(f"<family=toy>{LEFT}[20]{RIGHT}")
+    monkeypatch.setattr(example, "drafted", lambda *_: iter([LEFT + "G" * 20 + RIGHT]))
+    letter = "W" if SPAN[7] != "W" else "A"
+    held = np.full((20, 20), -np.log(20))
+    held[7] = -100.0
+    held[7, AMINO_ACIDS.index(letter)] = 0
+    expected = LEFT + SPAN[:7] + letter + SPAN[8:] + RIGHT
+    assert example.by_ends(model, prompt, 1.0, seed=0, held=held)[8 + 7] == letter
+    worth = example._worth(model, prompt, held, [expected, PROTEINS[0]])
+    plain = example.log_likelihoods(model, TAG, [expected, PROTEINS[0]])
+    assert worth[expected] - plain[0] == pytest.approx(example.MASKS_WEIGHT * 19 * -np.log(20))
+    assert worth[PROTEINS[0]] - plain[1] == pytest.approx(example.MASKS_WEIGHT * (19 * -np.log(20) - 100))
 
 
 @pytest.mark.parametrize("end", example.ENDS)
