@@ -98,7 +98,7 @@ class TuningOptions:
     few of a rare kind then are not drowned by the many of another."""
     substitutions: float = 0.0
     """Up to this share of a tagged protein's residues is replaced by alike ones, where they are shown and not where
-    they are asked for: few proteins are then learned by heart less soon."""
+    they are asked for: a few proteins are then not learned by heart as soon."""
     steps: int = 1000
     """Optimizer steps, at most."""
     batch_size: int = 16

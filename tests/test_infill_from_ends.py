@@ -74,6 +74,12 @@ def test_a_third_expert_mends(model: GLM, monkeypatch: pytest.MonkeyPatch) -> No
     expected = LEFT + SPAN[:7] + letter + SPAN[8:] + RIGHT
     assert example.by_ends(model, prompt, 1.0, seed=0, held=held)[8 + 7] == letter
     worth = example._worth(model, prompt, held, [expected, PROTEINS[0]])
+    mended = example.by_ends(model, prompt, 1.0, seed=0, held=held)
+    monkeypatch.setattr(example, "READINGS", 0)
+    spelled = example.by_ends(model, prompt, 1.0, seed=0, held=held)
+    assert spelled == LEFT + AMINO_ACIDS[0] * 7 + letter + AMINO_ACIDS[0] * 12 + RIGHT  # its own draft
+    before, after = example._worth(model, prompt, held, [spelled, mended]).values()
+    assert after > before + 1
     plain = example.log_likelihoods(model, TAG, [expected, PROTEINS[0]])
     assert worth[expected] - plain[0] == pytest.approx(example.MASKS_WEIGHT * 19 * -np.log(20))
     assert worth[PROTEINS[0]] - plain[1] == pytest.approx(example.MASKS_WEIGHT * (19 * -np.log(20) - 100))
