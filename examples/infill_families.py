@@ -11,7 +11,7 @@ the share of the residues that are the true ones, and the bits that the protein 
     smask        blank filling: the span written from N to C, all around it in view
     mlm          the same model, by its masks: the span decided in rounds
     ends         the same model, by gmask: drafts from both ends, mended, and the one with which the model finds the
-                 whole protein likeliest (infill_from_ends.py); it chooses by itself, so it fills but once, likeliest
+                 whole protein likeliest (generate/from_ends.py); it chooses by itself, so it fills but once, likeliest
     ends+mlm     the same, what mlm holds of the span being a third expert beside the two directions
     guided       mlm with the family's best HMM as a second voice: the chances that both give a residue, multiplied
     composition  letters by their shares in the sample: knows nothing of the protein
@@ -46,23 +46,24 @@ from examples.infill_figures import (
     LIKELIEST,
     Filler,
     Filling,
+    FromEnds,
     ModelWay,
     judged,
     report,
 )
-from examples.infill_from_ends import DRAFTS, MASKS_WEIGHT, by_ends, writer
 from examples.infill_hmms import best_match, emissions, spelled
 from generate.controls import trigram_table
+from generate.from_ends import DRAFTS, MASKS_WEIGHT
 from generate.infilling import infill
 from generate.members import fact
 from generate.membership import bit_scores, of_family, read_hmms
 from generate.prompt import Fixed, Gap, Prompt
 from generate.unmasking import marginals
+from generate.ways import choose_way
 from xtrimo.backbone import Backbone, load
 from xtrimo.errors import DataError
 from xtrimo.fasta import Record, read_fasta
 from xtrimo.log import configure
-from xtrimo.model import GLM
 from xtrimo.pages import Section, to_markdown
 from xtrimo.tokens import AMINO_ACIDS, FIRST_RESIDUE, encode_residues
 from xtrimo.trigrams import EDGE
@@ -148,13 +149,6 @@ def guided(model: Backbone, spans: Sequence[Span], hmms: Sequence[Any]) -> list[
     return fills
 
 
-def fill_from_ends(model: GLM, spans: Sequence[Span], with_masks: bool, options: "Options") -> list[str]:
-    """The likeliest from both ends, mlm being a third expert or not."""
-    held = marginals(model, [span.prompt for span in spans]) if with_masks else [None] * len(spans)
-    write = partial(by_ends, model, temperature=options.temperature, seed=options.seed)
-    return [span.hidden(write(span.prompt, held=own)) for span, own in zip(spans, held, strict=True)]
-
-
 def by_trigrams(span: Span, table: Table, temperature: float, rng: np.random.Generator) -> str:
     """Left to right, each residue given the two before it, the first ones those of the protein."""
     words = [EDGE, EDGE, *encode_residues("A" + span.protein.sequence[: span.start])[1:].tolist()]
@@ -182,7 +176,7 @@ def family_bits(spans: Sequence[Span], hmms: Sequence[Any], sequences: Sequence[
     return bits
 
 
-def by_model(model: Backbone, by: Filler, spans: Sequence[Span], temperature: float, seed: int) -> list[str]:
+def by_model(model: Backbone, by: Filler | FromEnds, spans: Sequence[Span], temperature: float, seed: int) -> list[str]:
     """What the model writes there; by mlm, what is drawn in random order, and the likeliest the surest first."""
     samples = infill(
         model, [span.prompt for span in spans], by=by, temperature=temperature, top_p=1.0, seed=seed, rounds=ROUNDS,
@@ -214,18 +208,20 @@ def fill_all(
     model: Backbone, spans: Sequence[Span], hmms: Sequence[Any], sample: Sequence[str], options: "Options"
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Way, mood and the residues of each span."""
-    letters = sample_letters(sample), trigram_table(sample)
     fillers = [way for way in FILLERS if way in options.by]
-    ends = {way: writer(model) for way in FROM_ENDS if way in options.by}
+    from_ends = [way for way in FROM_ENDS if way in options.by]
+    for one in (*fillers, *from_ends):
+        choose_way(model, spans[0].prompt, (one,))  # refuses, before anything is filled
+    letters = sample_letters(sample), trigram_table(sample)
     for mood, temperature in ((DRAWN, options.temperature), (LIKELIEST, 0.0)):
         logger.info("filling, %s", mood)
         fills = fill_once(model, spans, letters, fillers, temperature, options.seed)
         yield from ((way, mood, own) for way, own in fills.items())
     if "guided" in options.by:
         yield "guided", LIKELIEST, guided(model, spans, hmms)
-    for way, from_ends in ends.items():
+    for way in from_ends:
         logger.info("filling, %s", way)
-        yield way, LIKELIEST, fill_from_ends(from_ends, spans, way == "ends+mlm", options)
+        yield way, LIKELIEST, by_model(model, way, spans, options.temperature, options.seed)
     yield CONSENSUS, LIKELIEST, [consensus(span, [hmms[i] for i in of_family(hmms, span.family)]) for span in spans]
     if options.draws:
         logger.info("filling %d times", options.draws)

@@ -12,11 +12,12 @@ import numpy as np
 
 from generate.drawing import DrawingConfig
 from generate.engine import END, Written, write
+from generate.from_ends import fill
 from generate.hooks import Hooks
 from generate.limits import Budget, Limit
 from generate.prompt import Fixed, Gap, Prompt
 from generate.unmasking import Unmasked, UnmaskingConfig, iter_unmasked
-from generate.ways import Task, Way, check_task, open_writer
+from generate.ways import FROM_ENDS, Task, Way, check_task, open_writer
 from generate.writers import PromptedWriter, SpanWriter
 from xtrimo.backbone import Backbone
 from xtrimo.errors import ConfigError, XtrimoError
@@ -28,7 +29,9 @@ from xtrimo.tokens import AMINO_ACIDS
 logger = logging.getLogger(__name__)
 
 _LENGTHS = 1  # of the random streams of a protein: the engine's is keyed by (seed, number) alone
-_NOT_FOR_MASKS = ("top_k", "min_p", "guidance", "repetition_penalty", "complexity_penalty")
+_STEPWISE = ("guidance", "repetition_penalty", "complexity_penalty")
+_NOT_FOR: dict[Way, tuple[str, ...]] = {"mlm": ("top_k", "min_p", *_STEPWISE), **dict.fromkeys(FROM_ENDS, _STEPWISE)}
+"""Settings of drawing that a way cannot keep, because it does not decide a protein residue by residue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +47,8 @@ class Sample:
     nll: float
     """Nats per residue under the model itself (temperature 1, all rows). Written forward or in reverse: of the whole
     sequence, as xtrimo.score's with direction="forward" or "reverse", but of a protein that was cut without its end. By
-    smask or mlm: of the residues that filled the gaps, each as it was drawn; NaN where the gaps got no residue."""
+    smask or mlm: of the residues that filled the gaps, each as it was drawn; NaN where the gaps got no residue. From
+    both ends: of the whole sequence, mean of both directions."""
     seed: int
     """The seed of the run."""
     prompt: str
@@ -115,8 +119,8 @@ class Brief:
 
     def _check(self, model: Backbone, number: int, task: Task) -> None:
         check_task(model, task, self.max_length)
-        if task.way == "mlm":
-            self._check_mlm(task.prompt)
+        if task.way in _NOT_FOR:
+            self._check_many_at_once(task)
             return
         writer = self._writer(model, number, task)
         if self.config.guidance != 1 and writer.unconditioned is None:
@@ -135,21 +139,30 @@ class Brief:
 
     def name(self, number: int) -> str:
         """What a protein is called."""
-        task, i = self.tasks[number // self.config.num], number % self.config.num
+        task, i = self._task(number), number % self.config.num
         return f"{task.name}_{i + 1:04}" if task.name else f"s{i + 1:04}"
 
     def _writer(self, model: Backbone, stream: int, task: Task) -> PromptedWriter | SpanWriter:
         assert isinstance(model, GLM)
-        rng = np.random.default_rng([self.config.seed, stream, _LENGTHS])
-        return open_writer(task, model.config, max_length=self.max_length, limits=self.config.limits, rng=rng)
+        limits = self.config.limits
+        return open_writer(task, model.config, max_length=self.max_length, limits=limits, rng=self._rng(stream))
 
-    def _check_mlm(self, prompt: Prompt) -> None:
+    def _rng(self, stream: int) -> np.random.Generator:
+        """What draws the lengths of gaps."""
+        return np.random.default_rng([self.config.seed, stream, _LENGTHS])
+
+    def _task(self, number: int) -> Task:
+        return self.tasks[number // self.config.num]
+
+    def _check_many_at_once(self, task: Task) -> None:
         usual = DrawingConfig()
-        if changed := [name for name in _NOT_FOR_MASKS if getattr(self.config, name) != getattr(usual, name)]:
-            raise ConfigError(f"{', '.join(changed)} cannot be had by mlm; leave it out, or write by smask")
+        if changed := [name for name in _NOT_FOR[task.way] if getattr(self.config, name) != getattr(usual, name)]:
+            raise ConfigError(f"{', '.join(changed)} cannot be had by {task.way}; leave it out, or write by smask")
         if self.hooks.logits:
-            raise ConfigError("logits of mlm are of many places at once; a function on them is for the other ways")
-        _limited(prompt, self.config.limits)
+            raise ConfigError(
+                f"by {task.way} many places are decided at once; a function on logits is for the other ways"
+            )
+        _limited(task, self.config.limits)
 
     def written(
         self, model: Backbone, done: Collection[int] = (), on_ended: Callable[[int], object] = lambda num: None
@@ -161,32 +174,53 @@ class Brief:
             on_ended: hears how many have just ended.
         """
         self.check(model)
-        c = self.config
-        numbers = [number for number in range(self.num) if number not in done]
-        tasks = ((self._stream(number), self.tasks[number // c.num]) for number in numbers)
-        masked = {number for number in numbers if self.tasks[number // c.num].way == "mlm"}
-        samples: list[Iterator[Sample]] = []
-        if len(masked) < len(numbers):
-            assert isinstance(model, GLM)
-            jobs = ((stream, self._writer(model, stream, task)) for stream, task in tasks if task.way != "mlm")
-            processors = (*c.penalties, *([self.hooks.logits] if self.hooks.logits else []))
-            ended = write(
-                model, jobs, c.decoding, slots=c.batch_size, processors=processors, on_ended=on_ended
-            )  # fmt: skip
-            samples.append(map(self._from_engine, ended))
-        if masked:
-            prompts = ((self._stream(i), _limited(self.tasks[i // c.num].prompt, c.limits)) for i in sorted(masked))
-            unmasking = replace(
-                self.unmasking, seed=c.seed, temperature=c.temperature, top_p=c.top_p, max_length=self.max_length
-            )
-            filled = iter_unmasked(model, prompts, unmasking)
-            samples.append(self._told(map(self._from_masks, filled), on_ended))
-        for sample in chain(*samples):
+        by: dict[str, list[int]] = {"engine": [], "mlm": [], "ends": []}
+        for number in (number for number in range(self.num) if number not in done):
+            way = self._task(number).way
+            by["ends" if way in FROM_ENDS else "mlm" if way == "mlm" else "engine"].append(number)
+        samples = chain(
+            self._by_engine(model, by["engine"], on_ended),
+            self._told(self._by_masks(model, by["mlm"]), on_ended),
+            self._told(self._by_ends(model, by["ends"]), on_ended),
+        )
+        for sample in samples:
             reason = self.hooks.why_refused(sample.sequence)
             if reason is not None:
                 yield Refused(sample.number, reason)
             else:
                 yield replace(sample, score=self.hooks.worth(sample.sequence))
+
+    def _by_engine(
+        self, model: Backbone, numbers: Sequence[int], on_ended: Callable[[int], object]
+    ) -> Iterator[Sample]:
+        c = self.config
+        if numbers:
+            assert isinstance(model, GLM)
+            jobs = ((self._stream(i), self._writer(model, self._stream(i), self._task(i))) for i in numbers)
+            processors = (*c.penalties, *([self.hooks.logits] if self.hooks.logits else []))
+            ended = write(model, jobs, c.decoding, slots=c.batch_size, processors=processors, on_ended=on_ended)
+            yield from map(self._from_engine, ended)
+
+    def _by_masks(self, model: Backbone, numbers: Sequence[int]) -> Iterator[Sample]:
+        c = self.config
+        if numbers:
+            prompts = ((self._stream(i), _limited(self._task(i), c.limits)) for i in numbers)
+            unmasking = replace(
+                self.unmasking, seed=c.seed, temperature=c.temperature, top_p=c.top_p, max_length=self.max_length
+            )
+            yield from map(self._from_masks, iter_unmasked(model, prompts, unmasking))
+
+    def _by_ends(self, model: Backbone, numbers: Sequence[int]) -> Iterator[Sample]:
+        """The random streams of a protein's drafts are keyed by its place among those of its prompt alone."""
+        c = self.config
+        for number in numbers:
+            assert isinstance(model, GLM)
+            task = self._task(number)
+            prompt = _limited(task, c.limits).drawn(self._rng(self._stream(number)), self.max_length)
+            sequence, nll = fill(
+                model, prompt, c.decoding, number=number % c.num, slots=c.batch_size, masks=task.way == "ends+mlm"
+            )
+            yield self._sample(number, sequence, nll, True)
 
     def _from_engine(self, written: Written) -> Sample:
         writer = written.writer
@@ -200,7 +234,7 @@ class Brief:
         return self._sample(self._number(filled.number), filled.sequence, filled.nll, True)
 
     def _sample(self, number: int, sequence: str, nll: float, finished: bool) -> Sample:
-        task = self.tasks[number // self.config.num]
+        task = self._task(number)
         if not finished:
             warn_once(logger, "proteins that did not end within max_length %d were cut there", self.max_length)
         return Sample(
@@ -237,17 +271,18 @@ def ranked(samples: Sequence[Sample]) -> list[Sample]:
     return sorted(samples, key=rank)
 
 
-def _limited(prompt: Prompt, limits: Sequence[Limit]) -> Prompt:
-    """The prompt without the letters of which none are allowed, for a model of masks, which cannot count.
+def _limited(task: Task, limits: Sequence[Limit]) -> Prompt:
+    """The prompt without the letters of which none are allowed, for a way that decides many places at once.
 
     Raises:
         ConfigError: a limit that lets some pass, that a fixed residue breaks, or that leaves a gap no letter.
     """
     if counted := [str(limit) for limit in limits if limit.most or limit.ratio]:
         raise ConfigError(
-            f"limit {', '.join(counted)} cannot be held by mlm, which decides many places at once; forbid them"
+            f"limit {', '.join(counted)} cannot be held by {task.way}, which decides many places at once; forbid them"
             " altogether (C=0), or write by smask"
         )
+    prompt = task.prompt
     fixed = "".join(piece.residues for piece in prompt.pieces if isinstance(piece, Fixed))
     Budget(limits, fixed, np.zeros((0, len(AMINO_ACIDS)), bool), len(fixed))  # refuses
     excluded = {letter for limit in limits for letter in limit.letters}

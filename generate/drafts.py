@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from generate.answers import answer, measured
 from generate.designs import Brief, passed, ranked
 from generate.drawing import DrawingConfig
 from generate.novelty import best_method, clusters
-from generate.preferences import answer, measured
 from generate.prompt import parse
 from generate.rewards import Reward, Values, asked
 from generate.ways import Task

@@ -1,7 +1,8 @@
 """Gaps of given proteins filled: all that is fixed is in view, before and behind a gap.
 
 By smask the model says one gap after the other and ends each itself; by mlm all gaps are masked and filled round by
-round, with lengths that are known, or drawn evenly from a range (unmasking.py).
+round, with lengths that are known, or drawn evenly from a range (unmasking.py). From both ends one gap is filled with
+the likeliest of what was found: the slowest way, and the one that meets most of the true residues (from_ends.py).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from xtrimo.backbone import Backbone
 from xtrimo.errors import ConfigError, XtrimoError
 from xtrimo.fasta import read_fasta
 
-Filling = Literal["smask", "mlm"]
+Filling = Literal["smask", "mlm", "ends", "ends+mlm"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +32,9 @@ class InfillingConfig(DrawingConfig):
     """How gaps are filled. Impossible values raise ConfigError."""
 
     by: Filling | None = None
-    """smask: gap after gap, the model ends each. mlm: masks, round by round. By default smask if the model has it."""
+    """smask: gap after gap, the model ends each. mlm: masks, round by round. ends: one gap, from both ends of the
+    protein, the likeliest of many drafts; ends+mlm: what mlm holds has its say. By default smask if the model has it,
+    or mlm."""
     rounds: int = 16
     """Of mlm: rounds in which the gaps of a protein are filled; where it has fewer places, one place a round."""
     schedule: Schedule = "cosine"
@@ -74,7 +77,7 @@ def infill(
 
     Args:
         prompts: one or several, such as "MKT[8..20]GGH[5]".
-        logits, score, screen: as of `sample`; logits not by mlm.
+        logits, score, screen: as of `sample`; logits by smask alone.
         settings: see InfillingConfig.
 
     Raises:

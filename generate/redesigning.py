@@ -34,7 +34,7 @@ def redesign(
     Args:
         proteins: strings or records, of different names; a final * is dropped.
         positions: such as "10-15,40": places from 1, both ends included; "10-15[8..20]" puts 8 to 20 residues there.
-        logits, score, screen: as of `sample`; logits not by mlm.
+        logits, score, screen: as of `sample`; logits by smask alone.
         settings: see InfillingConfig.
 
     Raises:

@@ -31,7 +31,8 @@ class SamplingConfig(DrawingConfig):
     max_length: int = 1000
     """Residues, prompt included, at which a protein is cut."""
     by: Way | None = None
-    """How it is written: forward (N to C), reverse, smask or mlm; by default as suits the prompt and the model."""
+    """How it is written: forward (N to C), reverse, smask, mlm, ends or ends+mlm; by default as suits the prompt and
+    the model."""
 
     def __post_init__(self) -> None:
         DrawingConfig.__post_init__(self)

@@ -4,6 +4,8 @@
     reverse   from C to N after <rev>, likewise
     smask     the gaps one after the other, all that is fixed in view
     mlm       the gaps masked, their places decided round by round
+    ends      one gap drafted forward and in reverse, mended, and the likeliest protein taken; only if asked for
+    ends+mlm  the same, what mlm holds of the gap being a third expert beside the two directions
 
 A prompt that is open behind is written forward, one that is open in front in reverse. A template, with something fixed
 behind a gap whose length is bounded, is filled by smask where the model can, since then a gap knows what follows it.
@@ -26,7 +28,8 @@ from xtrimo.model import GLM
 from xtrimo.reading import PROMPT_WORDS
 from xtrimo.tokens import PUBLISHED_WORDS
 
-Way = Literal["forward", "reverse", "smask", "mlm"]
+Way = Literal["forward", "reverse", "smask", "mlm", "ends", "ends+mlm"]
+FROM_ENDS: tuple[Way, ...] = ("ends", "ends+mlm")
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +71,10 @@ def choose_way(model: Backbone, prompt: Prompt, among: Sequence[Way]) -> Way:
 def _by_preference(prompt: Prompt) -> tuple[Way, ...]:
     is_fixed = [isinstance(piece, Fixed) for piece in prompt.pieces]
     if not any(is_fixed[1:]):  # a prefix and gaps
-        return ("forward", "smask", "mlm", "reverse")
+        return ("forward", "smask", "mlm", "reverse", *FROM_ENDS)
     if not any(is_fixed[:-1]):  # gaps and a suffix
-        return ("reverse", "smask", "mlm", "forward")
-    return ("smask", "forward", "reverse", "mlm")
+        return ("reverse", "smask", "mlm", "forward", *FROM_ENDS)
+    return ("smask", "forward", "reverse", "mlm", *FROM_ENDS)  # the last never come up unasked: forward needs less
 
 
 def _reason_against(way: Way, model: Backbone, prompt: Prompt) -> str:
@@ -92,6 +95,8 @@ def _reason_against(way: Way, model: Backbone, prompt: Prompt) -> str:
             f"it was trained on {', '.join(config.objectives)}, which fills gaps in a given protein; generation needs a"
             " model trained on gmask or causal"
         )
+    if way in FROM_ENDS:
+        return _reason_against_ends(way, model, prompt)
     if way not in config.directions:
         return "it was never trained to write " + ("from C to N, after <rev>" if way == "reverse" else "from N to C")
     begins = prompt.pieces[-1 if way == "reverse" else 0]
@@ -100,10 +105,21 @@ def _reason_against(way: Way, model: Backbone, prompt: Prompt) -> str:
     return ""
 
 
+def _reason_against_ends(way: Way, model: GLM, prompt: Prompt) -> str:
+    if "gmask" not in model.config.objectives or not {"forward", "reverse"} <= set(model.config.directions):
+        return "it was not trained on gmask both from N to C and from C to N"
+    if way == "ends+mlm" and model.mask is None:
+        return "it was not trained on mlm"
+    if len(prompt.gaps) > 1:
+        return f"one gap is filled, and here are {len(prompt.gaps)}"
+    return "" if prompt.longest is not None else "the gap needs an upper end"
+
+
 def check_task(model: Backbone, task: Task, max_length: int) -> None:
     """Refuse a prompt that is too long for the model or for `max_length` residues; warn of what it was not trained for.
 
-    Ranges before fixed residues, and by smask and mlm all, shrink to what fits; a last one is cut at `max_length`.
+    Ranges before fixed residues shrink to what fits; a last one is cut at `max_length` forward and in reverse, and
+    shrinks by the other ways.
 
     Raises:
         ConfigError: no protein of the prompt fits, or nothing would be written of it.
@@ -121,7 +137,7 @@ def check_task(model: Backbone, task: Task, max_length: int) -> None:
         refuse_beyond_places(model, min(max_length, prompt.longest or max_length), name=task.name or "the prompt")
         return
     assert isinstance(model, GLM)
-    words = 2 * len(prompt.gaps) + 1 if task.way == "smask" else len(PROMPT_WORDS) + (task.way == "reverse")
+    words = 2 * len(prompt.gaps) + 1 if task.way == "smask" else len(PROMPT_WORDS) + (task.way != "forward")
     words += len(prompt.tags)
     is_closed = prompt.longest is not None or any(gap.shortest for gap in prompt.gaps)
     if prompt.shortest + words > model.config.max_length and is_closed:
@@ -155,7 +171,7 @@ def _is_cut(task: Task) -> bool:
 def open_writer(
     task: Task, config: GLMConfig, *, max_length: int, limits: Sequence[Limit], rng: np.random.Generator
 ) -> PromptedWriter | SpanWriter:
-    """The writer of one protein of a task, unless its way is mlm.
+    """The writer of one protein of a task that is written forward, in reverse or by smask.
 
     Raises:
         ConfigError, SequenceError: as the writers do.

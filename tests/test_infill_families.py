@@ -171,7 +171,7 @@ def test_the_command_writes_its_page(
     with pytest.raises(DataError, match="0 members have a span"):
         example.main([*arguments, "--families", "other"])
     checkpoint.save(GLM(toy_config(directions=("forward",))), tmp_path / "one")
-    with pytest.raises(ConfigError, match="from both ends takes"):
+    with pytest.raises(ConfigError, match="not trained on gmask both"):
         example.main([*arguments, "--model", str(tmp_path / "one")])
     with pytest.raises(ConfigError, match="no tag <family=toy>"):
         example.main([*arguments, "--tag", "family", "--by", "smask"])

@@ -15,9 +15,10 @@ import pytest
 import xtrimo
 from generate import lessons as lessons_module
 from generate.align import AlignConfig, align_generator, main
+from generate.answers import measured
 from generate.drafts import Drafts, mean_of, standing
 from generate.lessons import METHODS, Plan, lessons_from
-from generate.preferences import Kept, Pair, measured
+from generate.preferences import Kept, Pair
 from generate.rewards import Shaping
 from generate.tuning import Mix, Subject
 from xtrimo import checkpoint

@@ -53,9 +53,10 @@ def test_commands(folder: Path) -> None:
     written = {file: list(read_fasta(folder / file)) for file in re.findall(r"--out (\S+\.fasta)", PAGE)}
     assert {file: len(records) for file, records in written.items()} == {
         "free.fasta": 8, "filled.fasta": 8, "redesigned.fasta": 3, "screened.fasta": 8, "ranked.fasta": 8,
-        "globins.fasta": 4, "checked.fasta": 4,
+        "globins.fasta": 4, "checked.fasta": 4, "from_ends.fasta": 1,
     }  # fmt: skip
     assert all("screen=my_screen:check:passed" in r.description for r in written["checked.fasta"])
+    assert "way=ends" in written["from_ends.fasta"][0].description
     assert not any("C" in r.sequence for r in written["free.fasta"])
 
 
