@@ -2,7 +2,7 @@
 
 By smask the model says one gap after the other and ends each itself; by mlm all gaps are masked and filled round by
 round, with lengths that are known, or drawn evenly from a range (unmasking.py). From both ends one gap is filled with
-the likeliest of what was found: the slowest way, and the one that meets most of the true residues (from_ends.py).
+the likeliest of what was found: the slowest way, and the best where the model knows the family (from_ends.py).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
