@@ -64,11 +64,6 @@ class Frame(NamedTuple):
         return cls(prompt, before, prompt.gaps[0], behind)
 
     @property
-    def tags(self) -> Prompt:
-        """Nothing but the tags."""
-        return Prompt((Gap(0, None),), self.prompt.tags)
-
-    @property
     def allowed(self) -> Bool[np.ndarray, "20"]:
         """What may stand in the gap."""
         return np.array([letter in self.gap.letters for letter in AMINO_ACIDS])
@@ -120,7 +115,7 @@ def chosen(model: GLM, frame: Frame, drafts: set[str], held: Held | None) -> str
 
 def _worth(model: GLM, frame: Frame, held: Held | None, proteins: Sequence[str]) -> dict[str, float]:
     """Of each protein, what the choice is made by: its log-likelihood, and what is held of its letters in the gap."""
-    nats = log_likelihoods(model, frame.tags, proteins)
+    nats = log_likelihoods(model, frame.prompt, proteins)
     if held is not None:
         start = len(frame.before)
         gaps = [protein[start : start + len(held)] for protein in proteins]
@@ -148,9 +143,9 @@ def drafted(model: GLM, frame: Frame, end: Direction, drawing: Decoding, number:
             yield frame.before + own if reverse else own + frame.behind
 
 
-def log_likelihoods(model: GLM, tags: Prompt, proteins: Sequence[str]) -> Float64[np.ndarray, "protein"]:
-    """Nats of each whole protein behind the tags, mean of both directions."""
-    nats = [measured(model, [_answer(model, tags, protein, end) for protein in proteins], 1.0) for end in ENDS]
+def log_likelihoods(model: GLM, prompt: Prompt, proteins: Sequence[str]) -> Float64[np.ndarray, "protein"]:
+    """Nats of each whole protein behind the prompt's tags, mean of both directions."""
+    nats = [measured(model, [_answer(model, prompt, protein, end) for protein in proteins], 1.0) for end in ENDS]
     return np.mean(nats, axis=0)
 
 
@@ -164,7 +159,7 @@ def letters(
         logits = model(inputs.tokens, inputs.positions, inputs.segments)
         return choices_of(logits, inputs.tokens, 1.0)[:, :-1].log_softmax(-1)
 
-    answers = [_answer(model, frame.tags, protein, end) for protein in proteins]
+    answers = [_answer(model, frame.prompt, protein, end) for protein in proteins]
     said = [values[example.labels != IGNORE][:-1] for example, values in batch.run(model.eval(), answers, chances)]
     turned = [values if end == "forward" else values[::-1] for values in said]
     first, rest = len(frame.before), len(frame.behind)
@@ -179,11 +174,12 @@ def nats_a_residue(model: GLM, prompt: Prompt, protein: str) -> float:
         logits = model(inputs.tokens, inputs.positions, inputs.segments).float()
         return F.cross_entropy(logits, inputs.labels.long(), ignore_index=IGNORE, reduction="none")
 
-    tags = Prompt((Gap(0, None),), prompt.tags)
-    answers = [_answer(model, tags, protein, end, finished=False) for end in ENDS]
+    answers = [_answer(model, prompt, protein, end, finished=False) for end in ENDS]
     sums = [values.sum(dtype=np.float64) for _, values in batch.run(model.eval(), answers, nats)]
     return float(np.mean(sums) / len(protein))
 
 
-def _answer(model: GLM, tags: Prompt, protein: str, end: Direction, *, finished: bool = True) -> Example:
+def _answer(model: GLM, prompt: Prompt, protein: str, end: Direction, *, finished: bool = True) -> Example:
+    """All of the protein as written to the prompt's tags alone: what is fixed counts as well."""
+    tags = Prompt((Gap(0, None),), prompt.tags)
     return answer(model.config, tags, protein, finished=finished, reverse=end == "reverse")

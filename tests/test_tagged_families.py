@@ -220,6 +220,7 @@ def test_the_page_and_its_pictures(run: Run) -> None:
     for heading in ("Families on request", "What the tag does", "Infilling of held-out family members"):
         assert f"# {heading}\n" in run.page
     assert "longest training member were kinase 25%, lyase 25%." in run.page and "<family=..> in front" in run.page
+    # two targets of smask and mlm in three moods, and of ends, ends+mlm and guided in one
     assert run.page.count("**met**") + run.page.count("**short**") == 3 * 5 + 2 * 9
     for name in ("tagged_families.png", "infilling.png"):
         assert f"({name})" in run.page and (run.out / name).read_bytes().startswith(b"\x89PNG")
